@@ -1,0 +1,117 @@
+"""Soft assignment of tokens to centroids by cosine, and the pooled average under it.
+
+    logits = kappa cos(u_n, u_centroid(k)),  P = softmax over k of logits,  pooled_k = sum_n P_nk z_n / sum_n P_nk
+
+Source: Ke, Mo, Yu, ICLR 2024, algorithm 1 (graph pooling).
+"""
+
+import torch
+from torch import Tensor
+
+from cast_kernels._checks import check_float, check_same_device, shown
+from cast_kernels._rows import accumulator, full_precision, gather_rows, sum_rows
+
+MAX_KAPPA = 40.0  # exp(kappa cos) and its sums stay well inside float32 without subtracting a maximum
+
+
+# 1. Public function
+def assign_pool(u: Tensor, centroids: Tensor, z: Tensor, *, kappa: float = 5.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Assign each token to the centroids by cosine similarity and average ``z`` under the assignment.
+
+    Args:
+        u: Grouping features [B, N, C]; float32, float16, bfloat16 or float64, any strides.
+        centroids: Index of the token that is each cluster's centroid [B, K], int64. A token may be the centroid of more
+            than one cluster; an index outside [0, N) is a centroid with cosine 0 to every token.
+        z: Features to average [B, N, D], same dtype as ``u``.
+        kappa: Sharpness of the softmax (1 / temperature), in (0, 40].
+
+    Returns:
+        ``logits`` [B, N, K] in the dtype of ``u``; ``pooled`` [B, K, D] in the dtype of ``z``; ``parents`` [B, N]
+        int64, the argmax over K before the logits are rounded to their dtype, the lowest on ties.
+
+    Raises:
+        TypeError: A dtype is not supported.
+        ValueError: Shapes, dtypes or devices do not fit, or kappa is outside (0, 40].
+
+    Cosines are clamped to [-1, 1]; a token of norm 0 has cosine 0. Differentiable in ``u`` (the centroids' rows
+    included) and ``z``. Deterministic, forward and backward; statistics are float32 (float64 for float64).
+    """
+    check_float("u", u)
+    check_float("z", z)
+    if u.dim() != 3 or z.dim() != 3 or z.shape[:2] != u.shape[:2]:
+        raise ValueError(f"expected u [B, N, C] and z [B, N, D], got {shown(u)} and {shown(z)}")
+    if u.dtype != z.dtype:
+        raise ValueError(f"expected u and z of one dtype, got {shown(u)} and {shown(z)}")
+    if centroids.dtype != torch.int64 or centroids.dim() != 2 or centroids.shape[0] != u.shape[0]:
+        raise ValueError(f"expected centroids [{u.shape[0]}, K] int64, got {shown(centroids)}")
+    if u.shape[1] == 0 or centroids.shape[1] == 0:
+        raise ValueError(f"expected at least one token and one centroid, got {shown(u)} and {shown(centroids)}")
+    if not 0.0 < kappa <= MAX_KAPPA:
+        raise ValueError(f"expected kappa in (0, {MAX_KAPPA:g}], got {kappa}")
+    check_same_device(u=u, centroids=centroids, z=z)
+    return torch.ops.cast_kernels.assign_pool(u, centroids, z, float(kappa))
+
+
+# 2. Reference
+@full_precision
+def assign_pool_ref(u: Tensor, centroids: Tensor, z: Tensor, kappa: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The definition, with statistics in the accumulator's dtype."""
+    unit, _ = _normalise(u)
+    logits = kappa * (unit @ gather_rows(unit, centroids).mT).clamp(-1.0, 1.0)  # [B, N, K]
+    share, weight = _shares(logits)
+    pooled = share.mT @ z.to(share.dtype) / weight  # [B, K, D]
+    return logits.to(u.dtype), pooled.to(z.dtype), logits.argmax(-1)
+
+
+def _normalise(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit rows of ``u`` and 1 / norm [B, N, 1]; both 0 where the norm is 0."""
+    u = u.to(accumulator(u.dtype))
+    norm = u.norm(dim=-1, keepdim=True)
+    inverse = torch.where(norm > 0, 1.0 / norm, 0.0)
+    return u * inverse, inverse
+
+
+def _shares(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """P [B, N, K] and its sum over the tokens [B, K, 1]."""
+    share = logits.softmax(-1)
+    return share, share.sum(1)[..., None]
+
+
+# 3. Registration
+_op = torch.library.custom_op("cast_kernels::assign_pool", mutates_args=())(assign_pool_ref)
+
+
+@_op.register_fake
+def _(u, centroids, z, kappa):
+    B, N, _ = u.shape
+    K = centroids.shape[1]
+    return u.new_empty(B, N, K), z.new_empty(B, K, z.shape[2]), u.new_empty(B, N, dtype=torch.int64)
+
+
+# 4. Gradient: P is computed again instead of being kept
+def _setup_context(ctx, inputs, output):
+    u, centroids, z, ctx.kappa = inputs
+    ctx.save_for_backward(u, centroids, z)
+    ctx.mark_non_differentiable(output[2])
+
+
+@full_precision
+def _backward(ctx, grad_logits, grad_pooled, _grad_parents):
+    u, centroids, z = ctx.saved_tensors
+    unit, inverse = _normalise(u)
+    centres = gather_rows(unit, centroids)
+    cosine = (unit @ centres.mT).clamp(-1.0, 1.0)
+    share, weight = _shares(ctx.kappa * cosine)
+    wide = z.to(share.dtype)
+    grad_sum = grad_pooled.to(share.dtype) / weight  # gradient of P^T z, [B, K, D]
+    pooled = share.mT @ wide / weight
+    grad_share = wide @ grad_sum.mT - (pooled * grad_sum).sum(-1)[:, None]  # [B, N, K]; the second term is P^T 1's
+    grad_z = share @ grad_sum
+    grad_softmax = share * (grad_share - (share * grad_share).sum(-1, keepdim=True))
+    grad_cosine = ctx.kappa * (grad_logits.to(share.dtype) + grad_softmax)
+    grad_unit = grad_cosine @ centres + sum_rows(grad_cosine.mT @ unit, centroids, u.shape[1])
+    grad_u = (grad_unit - unit * (unit * grad_unit).sum(-1, keepdim=True)) * inverse
+    return grad_u.to(u.dtype), None, grad_z.to(z.dtype), None
+
+
+_op.register_autograd(_backward, setup_context=_setup_context)

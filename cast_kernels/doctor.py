@@ -1,0 +1,160 @@
+"""What each op runs on here, why, and whether it is right: the answer to most bug reports."""
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+
+import torch
+
+from cast_kernels import _ext, assign_pool, farthest_point_sample, rgb_to_lab, seeds, segment_mean, testing, unpool
+from cast_kernels._version import __version__
+from cast_kernels.rgb_to_lab import rgb_to_lab_ref
+from cast_kernels.seeds_golden import SEEDS_GOLDEN, SEEDS_GOLDEN_SIZE
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One op on one device: what runs, why that, and what is wrong (None = the self-test passed)."""
+
+    op: str
+    device: str
+    backend: str
+    reason: str
+    problem: str | None
+
+
+def diagnose(devices: list[str] | None = None) -> list[Finding]:
+    """Look at every op on every device (default: the CPU, and CUDA where there is one), self-tests included."""
+    devices = devices or ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    return [_examine(op, device) for device in devices for op in _OPS]
+
+
+def render(findings: list[Finding]) -> str:
+    """The findings and versions as text, a line each."""
+    lines = [f"{name:<10} {value}" for name, value in versions().items()]
+    lines.append("")
+    for f in findings:
+        lines.append(f"{f.op:<22} {f.device:<5} -> {f.backend} ({f.reason}): {f.problem or 'self-test passed'}")
+    wrong = sum(f.problem is not None for f in findings)
+    lines.append("")
+    lines.append(f"{wrong} of {len(findings)} ops are wrong" if wrong else f"all {len(findings)} ops are right")
+    return "\n".join(lines)
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that a result may depend on; imports nothing optional."""
+    found = {"cast-kernels": __version__, "python": f"{platform.python_version()} on {platform.platform()}"}
+    found["torch"] = f"{torch.__version__}, built for CUDA {torch.version.cuda or 'none'}"
+    for name in ("triton", "numpy", "timm", "opencv-contrib-python-headless"):
+        try:
+            found[name.removesuffix("-contrib-python-headless")] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name.removesuffix("-contrib-python-headless")] = "not installed"
+    try:
+        info = _ext.load().build_info()
+        archs = ", ".join(info["cuda_archs"])
+        cuda = f"CUDA {info['cuda']} for {archs}" if info["cuda"] else "CPU only"
+        found["extension"] = f"{cuda}, compiled by {info['compiler']}"
+    except ImportError as error:
+        found["extension"] = f"missing: {error}"
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        found["GPU"] = f"{properties.name}, sm_{properties.major}{properties.minor}"
+    else:
+        found["GPU"] = "none"
+    return found
+
+
+def _examine(op: str, device: str) -> Finding:
+    choose, check = _OPS[op]
+    try:
+        backend, reason = choose(device)
+    except ImportError as error:
+        return Finding(op, device, "missing", "the extension is not available", str(error))
+    try:
+        problem = check(device)
+    except Exception as error:  # whatever an op raises here is the finding
+        problem = f"raised {type(error).__name__}: {error}"
+    return Finding(op, device, backend, reason, problem)
+
+
+# What runs where
+def _seeds_backend(device: str) -> tuple[str, str]:
+    info = _ext.load().build_info()
+    if device == "cpu":
+        return f"C++, {info['simd_used']}", f"the best of {', '.join(info['simd'])} that this CPU has"
+    return "C++ on the host", 'order="sequential" has no CUDA version: the images are copied to the host and back'
+
+
+def _lab_backend(device: str) -> tuple[str, str]:
+    info = _ext.load().build_info()
+    if device == "cpu":
+        return "C++", "integer tables"
+    if info["cuda"]:
+        return "CUDA", "the extension was built with nvcc"
+    return "PyTorch reference", "the extension was built without nvcc"
+
+
+def _reference(device: str) -> tuple[str, str]:
+    return "PyTorch reference", "this version has no kernel for it"
+
+
+# Self-tests: the op as users call it, against a definition written a second way. None, or what is wrong.
+def _verdict(error: float, bound: float) -> str | None:
+    return None if error <= bound else f"error {error:.2e} exceeds {bound:.0e}"
+
+
+def _random(*shape: int, device: str) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def _check_seeds(device: str) -> str | None:
+    image = testing.synthetic_image(*SEEDS_GOLDEN_SIZE).to(device)
+    for options, expected in SEEDS_GOLDEN.items():
+        found = testing.checksum(seeds(image, **dict(options)))
+        if found != expected:
+            return f"labels of the synthetic image for {dict(options)} have crc32 {found:08x}, expected {expected:08x}"
+    return None
+
+
+def _check_lab(device: str) -> str | None:
+    image = testing.synthetic_image(64, 65)
+    wrong = (rgb_to_lab(image.to(device)).cpu() != rgb_to_lab_ref(image)).sum().item()
+    return f"{wrong} values differ from the integer tables" if wrong else None
+
+
+def _check_segment_mean(device: str) -> str | None:
+    x, labels = _random(2, 9, 11, 13, device=device), torch.arange(198, device=device).view(2, 9, 11) % 17
+    error = testing.max_error(segment_mean(x, labels, 19)[0], testing.segment_mean_oracle(x, labels, 19))
+    return _verdict(error, 1e-6)
+
+
+def _check_sampling(device: str) -> str | None:
+    x = _random(2, 61, 24, device=device)
+    shortfall = testing.farthest_point_oracle(x, farthest_point_sample(x, 17), x.double().mean(1))
+    return _verdict(shortfall.max().item(), 1e-5)
+
+
+def _check_assign_pool(device: str) -> str | None:
+    u, z = _random(2, 61, 24, device=device), _random(2, 61, 50, device=device)
+    centroids = torch.arange(14, device=device).view(2, 7)
+    exact = testing.assign_pool_oracle(u, centroids, z, 5.0)
+    found = assign_pool(u, centroids, z)
+    return _verdict(max(testing.max_error(a, b) for a, b in zip(found, exact, strict=False)), 1e-5)
+
+
+def _check_unpool(device: str) -> str | None:
+    coarse, parents = _random(2, 7, 5, device=device), torch.arange(42, device=device).view(2, 21) % 7
+    exact = testing.unpool_oracle([coarse.new_empty(2, 21, 0), coarse], [parents])
+    return _verdict(testing.max_error(unpool(coarse, parents), exact), 0.0)
+
+
+_OPS: dict[str, tuple[Callable[[str], tuple[str, str]], Callable[[str], str | None]]] = {
+    "seeds": (_seeds_backend, _check_seeds),
+    "rgb_to_lab": (_lab_backend, _check_lab),
+    "segment_mean": (_reference, _check_segment_mean),
+    "farthest_point_sample": (_reference, _check_sampling),
+    "assign_pool": (_reference, _check_assign_pool),
+    "unpool": (_reference, _check_unpool),
+}

@@ -1,0 +1,42 @@
+"""Fixtures for all tests: devices, poisoned memory, and where the shared figures and photos lie."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]  # grows with the machine instead of skipping
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    return request.param
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """Fill fresh memory with NaN (integers: the largest), so that an element which nothing wrote is noticed."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared_folder():
+    """`shared_folder("fixtures")` -> the folder, or a skip where it is absent."""
+
+    def find(name):
+        path = SHARED / name
+        if not path.exists():
+            pytest.skip(f"needs ../shared/{name}, which is not part of the project")
+        return path
+
+    return find

@@ -1,0 +1,167 @@
+"""The sdist and the wheel are complete, and the build fails with advice rather than with a compiler's last words."""
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+NVCC = next((str(Path(d) / "nvcc") for d in os.environ["PATH"].split(os.pathsep) if (Path(d) / "nvcc").exists()), None)
+
+
+def tracked(*folders):
+    """Files of the project as git knows them, or as they lie in an unpacked sdist."""
+    listing = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", *folders],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listing.returncode == 0 and listing.stdout:
+        return {line for line in listing.stdout.splitlines() if (ROOT / line).exists()}
+    files = (p for folder in folders for p in (ROOT / folder).rglob("*") if p.is_file())
+    return {str(p.relative_to(ROOT)) for p in files if "__pycache__" not in p.parts and p.suffix not in (".so", ".pyd")}
+
+
+def setup(arguments, tmp_path, **environment):
+    """Run setup.py with the build folder out of the way."""
+    return subprocess.run(
+        [
+            sys.executable,
+            "setup.py",
+            *arguments,
+            "--build-temp",
+            str(tmp_path / "temp"),
+            "--build-lib",
+            str(tmp_path / "lib"),
+        ],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
+    """sdist, and the wheel built from it as pip would: what the sdist lacks, the wheel's build misses."""
+    out = tmp_path_factory.mktemp("dist")
+    run = subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)],
+        env=os.environ | {"CAST_KERNELS_CUDA": "off"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
+    (sdist,), (wheel,) = out.glob("*.tar.gz"), out.glob("*.whl")
+    return sdist, wheel
+
+
+def test_sdist_is_complete(archives):
+    with tarfile.open(archives[0]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    expected = tracked("cast", "cast_kernels", "csrc", "tests", "bench", "docs")
+    expected |= {
+        "CMakeLists.txt",
+        "LICENSE",
+        "NOTICE",
+        "CITATION.cff",
+        "CHANGELOG.md",
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "setup.py",
+        "pyproject.toml",
+    }
+    assert not {name for name in expected if not name.startswith("bench/results/")} - names
+
+
+def test_wheel_holds_both_packages_and_nothing_else(archives):
+    with zipfile.ZipFile(archives[1]) as archive:
+        names = set(archive.namelist())
+    code = {name for name in names if ".dist-info/" not in name}
+    extension = {name for name in code if name.startswith("cast_kernels/_C.")}
+    assert len(extension) == 1
+    assert code - extension == tracked("cast", "cast_kernels")
+    assert {"cast/py.typed", "cast_kernels/py.typed"} <= code
+
+
+def test_wheel_metadata(archives):
+    with zipfile.ZipFile(archives[1]) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        metadata = archive.read(name).decode()
+        files = "\n".join(archive.namelist())
+        commands = archive.read(name.replace("METADATA", "entry_points.txt")).decode()
+    assert "Name: cast-kernels" in metadata
+    assert "License-Expression: Apache-2.0" in metadata
+    assert "Requires-Python: >=3.11" in metadata
+    assert "Requires-Dist: torch>=2.11\n" in metadata
+    assert "LICENSE" in files
+    assert "NOTICE" in files
+    assert "cast = cast.cli:main" in commands
+    assert "cast-kernels = cast_kernels.cli:main" in commands
+
+
+def test_build_needs_no_torch():
+    for line in (ROOT / "setup.py").read_text().splitlines():
+        assert not line.strip().startswith(("import torch", "from torch"))
+    requires = next(
+        line for line in (ROOT / "pyproject.toml").read_text().splitlines() if line.startswith("requires =")
+    )
+    assert "torch" not in requires
+
+
+def test_missing_compiler_names_the_package(tmp_path):
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("cmake", "ninja"):
+        (tools / name).symlink_to(Path(sys.executable).parent / name)
+    result = setup(["build_ext"], tmp_path, PATH=str(tools), CXX="")
+    assert result.returncode != 0
+    assert "apt-get install g++" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_missing_compiler_of_ones_own_is_named(tmp_path):
+    result = setup(["build_ext"], tmp_path, CXX="no-such-compiler -O2")
+    assert result.returncode != 0
+    assert "tried no-such-compiler" in result.stderr
+
+
+def test_cuda_on_without_nvcc_fails_loudly(tmp_path):
+    clean = os.pathsep.join(d for d in os.environ["PATH"].split(os.pathsep) if not (Path(d) / "nvcc").exists())
+    cleared = {"CUDACXX": "", "CUDA_PATH": "", "CUDA_HOME": "", "CUDAToolkit_ROOT": ""}
+    hidden = {"CMAKE_IGNORE_PATH": "/usr/local/cuda/bin"}
+    result = setup(["build_ext"], tmp_path, PATH=clean, CAST_KERNELS_CUDA="on", **cleared, **hidden)
+    assert result.returncode != 0
+    assert "no working nvcc" in result.stderr
+
+
+def test_unknown_cuda_mode_is_refused(tmp_path):
+    result = setup(["build_ext"], tmp_path, CAST_KERNELS_CUDA="maybe")
+    assert result.returncode != 0
+    assert "auto, on or off, got 'maybe'" in result.stderr
+
+
+@pytest.mark.skipif(NVCC is None, reason="this machine has no nvcc")
+def test_cuda_build_cuts_the_architectures_to_those_nvcc_knows(tmp_path):
+    result = setup(["build_ext"], tmp_path, CAST_KERNELS_CUDA="on", CAST_KERNELS_CUDA_ARCHS="20-real;90-real")
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    (extension,) = (tmp_path / "lib").rglob("_C.*")
+    code = f"""
+import importlib.util, json
+spec = importlib.util.spec_from_file_location("_C", {str(extension)!r})
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+print(json.dumps(module.build_info()))
+"""
+    info = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert '"cuda_archs": ["90-real"]' in info
