@@ -1,0 +1,48 @@
+"""Convolutional stem in place of a patch embedding (Xiao et al., https://arxiv.org/abs/2106.14881)."""
+
+import torch
+from torch import Tensor, nn
+
+
+class ConvNorm(nn.Module):
+    """3x3 convolution without bias, batch norm and ReLU."""
+
+    def __init__(self, in_chans: int, out_chans: int, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_chans, out_chans, 3, stride=stride, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(out_chans)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[B, C, H, W]`` to ``[B, out_chans, ceil(H / stride), ceil(W / stride)]``."""
+        return self.act(self.norm(self.conv(x)))
+
+
+class ConvStem(nn.Module):
+    """Four 3x3 convolutions (widths C/8, C/4, C/2, C; strides 2, 2, 2, 1) and a 1x1 projection, with no norm after it.
+
+    Args:
+        in_chans: Number of image channels.
+        dim: Number of output channels C, a multiple of 8.
+
+    Raises:
+        ValueError: ``dim`` is not a multiple of 8.
+    """
+
+    stride = 8
+
+    def __init__(self, in_chans: int, dim: int) -> None:
+        super().__init__()
+        if dim < 8 or dim % 8:
+            raise ValueError(f"expected dim to be a multiple of 8, got {dim}")
+        widths = (in_chans, dim // 8, dim // 4, dim // 2, dim)
+        self.layers = nn.Sequential(
+            *(ConvNorm(widths[i], widths[i + 1], stride) for i, stride in enumerate((2, 2, 2, 1)))
+        )
+        self.proj = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Embed an image: ``[B, in_chans, H, W]`` -> ``[B, C, ceil(H / 8), ceil(W / 8)]``."""
+        # One layout whatever the input's, so that results do not depend on it; tokens want channels last as well.
+        image = image.contiguous(memory_format=torch.channels_last)
+        return self.proj(self.layers(image))

@@ -1,0 +1,144 @@
+"""Graph pooling: merge tokens into fewer, coarser ones (CAST, section 3.2, https://arxiv.org/abs/2210.00314)."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cast_kernels import assign_pool, farthest_point_sample
+
+from .attention import Attention
+
+
+class PoolResult(NamedTuple):
+    """What `GraphPool` returns; ``N`` tokens became ``K``."""
+
+    tokens: Tensor  # [B, K, C] the coarser tokens
+    cls: Tensor | None  # [B, M, C] the class tokens, updated
+    logits: Tensor  # [B, N, K] kappa * cosine; softmax over K is the soft assignment
+    indices: Tensor  # [B, K] int64, the tokens that serve as centroids, in the order sampled
+    parents: Tensor  # [B, N] int64, the centroid that each token is assigned to
+
+
+class GraphPool(nn.Module):
+    """Pool ``N`` tokens into ``num_clusters``, with a soft assignment to centroids sampled among the tokens.
+
+    With ``x`` the tokens and ``c`` the indices of their farthest points::
+
+        u = x + attn(norm(x));  u = u - mean(u) + bias
+        logits = kappa * cos(u, u[c]);  P = softmax over clusters
+        z = dropout(GELU(fc1(norm1(x))))
+        tokens = x[c] + fc2(norm2(P^T z / P^T 1))
+        cls = cls + fc2(norm2(dropout(GELU(fc1(norm1(cls))))))
+
+    It knows nothing of superpixels and fits between two blocks of any transformer. The centring removes
+    ``attn.proj.bias``, whose gradient is therefore zero.
+
+    Args:
+        dim: Number of channels C.
+        num_clusters: Number of coarser tokens K.
+        num_heads: Heads of the attention that refines the grouping features; divides ``dim``.
+        mlp_ratio: Width between ``fc1`` and ``fc2``, where pooling happens, in multiples of ``dim``.
+        dropout: Dropout after ``fc1`` while training.
+        kappa: Sharpness of the softmax over clusters.
+        normalize: Sample farthest points among l2-normalised tokens. The published models do not.
+
+    Raises:
+        ValueError: ``num_clusters`` is below 1, or ``num_heads`` does not divide ``dim``.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_clusters: int,
+        num_heads: int = 12,
+        *,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.1,
+        kappa: float = 5.0,
+        normalize: bool = False,
+    ) -> None:
+        super().__init__()
+        if num_clusters < 1:
+            raise ValueError(f"expected num_clusters >= 1, got {num_clusters}")
+        hidden_dim = int(dim * mlp_ratio)
+        self.dim = dim
+        self.num_clusters = num_clusters
+        self.kappa = kappa
+        self.normalize = normalize
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, num_heads)
+        self.bias = nn.Parameter(torch.empty(dim))
+        self.norm1 = nn.LayerNorm(dim, eps=1e-5)
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act = nn.GELU()
+        self.dropout = nn.Dropout(dropout)
+        self.norm2 = nn.LayerNorm(hidden_dim, eps=1e-5)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        nn.init.normal_(self.bias, std=0.01)
+
+    def forward(self, tokens: Tensor, cls: Tensor | None = None, mask: Tensor | None = None) -> PoolResult:
+        """Pool the tokens of each image.
+
+        Args:
+            tokens: ``[B, N, C]`` with N >= ``num_clusters``, floating point.
+            cls: Class tokens ``[B, M, C]``, transformed alike but not pooled, or None.
+            mask: ``[B, N]`` bool, True = valid, or None = all. Invalid tokens are never sampled as long as valid ones
+                are left, and do not enter the mean that sampling starts from. They do take part in the attention, in
+                the centring and in the pooled means, as in the published model.
+
+        Returns:
+            `PoolResult`. Sampling carries no gradient; everything else is differentiable and the same from run to run.
+
+        Raises:
+            ValueError: A shape does not match, or there are fewer tokens than clusters.
+        """
+        self._check(tokens, cls, mask)
+        indices = self.sample(tokens, mask)
+
+        u = tokens + self.attn(self.norm(tokens))
+        u = u - u.mean(dim=1, keepdim=True) + self.bias
+
+        num_cls = 0 if cls is None else cls.shape[1]
+        z = tokens if cls is None else torch.cat([cls, tokens], dim=1)
+        z = self.dropout(self.act(self.fc1(self.norm1(z))))
+        # Under autocast z comes in half precision and u, a residual sum, in float32: one dtype, as for any product.
+        logits, pooled, parents = assign_pool(u.to(z.dtype), indices, z[:, num_cls:], kappa=self.kappa)
+
+        z = self.fc2(self.norm2(torch.cat([z[:, :num_cls], pooled], dim=1)))
+        coarse = z[:, num_cls:] + tokens.gather(1, indices[..., None].expand(-1, -1, self.dim))
+        return PoolResult(coarse, None if cls is None else cls + z[:, :num_cls], logits, indices, parents)
+
+    @torch.no_grad()
+    def sample(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the centroids' indices ``[B, K]`` int64: farthest points from the mean of the valid tokens."""
+        if not self.normalize:
+            return farthest_point_sample(tokens, self.num_clusters, start="mean", mask=mask)
+        # The start is the direction of the mean of the raw tokens, not the mean of their directions, so it is a point
+        # of its own: put in front, sampled first, and dropped.
+        valid = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask
+        weight = valid[..., None].to(tokens.dtype)
+        mean = (tokens * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
+        points = F.normalize(torch.cat([mean, tokens], dim=1).double(), dim=2)
+        valid = F.pad(valid, (1, 0), value=True)
+        return farthest_point_sample(points, self.num_clusters + 1, start=0, mask=valid)[:, 1:] - 1
+
+    def _check(self, tokens: Tensor, cls: Tensor | None, mask: Tensor | None) -> None:
+        if tokens.ndim != 3 or tokens.shape[2] != self.dim:
+            raise ValueError(f"expected tokens [B, N, {self.dim}], got {tuple(tokens.shape)}")
+        if tokens.shape[1] < self.num_clusters:
+            raise ValueError(
+                f"expected at least num_clusters = {self.num_clusters} tokens to pool, got {tokens.shape[1]}; "
+                "use more superpixels or a coarser granularity"
+            )
+        if cls is not None and (cls.ndim != 3 or cls.shape[::2] != tokens.shape[::2]):
+            raise ValueError(f"expected cls [{tokens.shape[0]}, M, {self.dim}], got {tuple(cls.shape)}")
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != tokens.shape[:2]):
+            raise ValueError(
+                f"expected a bool mask {tuple(tokens.shape[:2])}, got {mask.dtype} of shape {tuple(mask.shape)}"
+            )
+
+    def extra_repr(self) -> str:
+        """Show the settings in ``print(model)``."""
+        return f"num_clusters={self.num_clusters}, kappa={self.kappa:g}, normalize={self.normalize}"

@@ -1,0 +1,50 @@
+"""From a feature map and a label map to one token per superpixel (CAST, section 3.1)."""
+
+import torch
+from torch import Tensor
+
+from cast_kernels import segment_mean
+
+
+def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a label map by nearest neighbour, taking index ``floor(i * old / new)``: the top-left pixel of each cell.
+
+    Args:
+        labels: ``[B, H, W]``, any integer type.
+        size: New height and width.
+
+    Returns:
+        ``[B, height, width]`` in the dtype of ``labels``; a strided view where the sizes divide.
+
+    Raises:
+        ValueError: ``labels`` is not ``[B, H, W]``, or a size is below 1.
+    """
+    if labels.ndim != 3 or min(size) < 1 or min(labels.shape[1:]) < 1:
+        raise ValueError(f"expected labels [B, H, W] and a size of at least 1, got {tuple(labels.shape)} and {size}")
+    for axis, new in ((1, size[0]), (2, size[1])):
+        old = labels.shape[axis]
+        if old % new == 0:
+            labels = labels[:, :: old // new] if axis == 1 else labels[:, :, :: old // new]
+        else:
+            labels = labels.index_select(axis, torch.arange(new, device=labels.device) * old // new)
+    return labels
+
+
+def superpixel_tokens(features: Tensor, labels: Tensor, num_segments: int, pos_embed: Tensor) -> tuple[Tensor, Tensor]:
+    """Average features and positions over each superpixel: ``token[s] = mean(features[s]) + mean(pos_embed[s])``.
+
+    Args:
+        features: Stem output ``[B, C, h, w]``, floating point.
+        labels: Superpixels ``[B, H, W]``, integer, of any resolution; labels outside ``[0, num_segments)`` are ignored.
+        num_segments: Number of segments S.
+        pos_embed: Position table ``[1, h * w, C]``.
+
+    Returns:
+        Tokens ``[B, S, C]`` in the dtype promoted from both, and which of them hold at least one cell, ``[B, S]``
+        bool. A superpixel that no cell of the stem grid falls into is a zero token.
+    """
+    height, width = features.shape[-2:]
+    labels = resize_labels(labels, (height, width))
+    positions = pos_embed.unflatten(1, (height, width))
+    tokens, count = segment_mean(features.permute(0, 2, 3, 1), labels, num_segments, add=positions)
+    return tokens, count > 0

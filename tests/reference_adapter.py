@@ -1,0 +1,118 @@
+"""Our models as the checker of the published figures wants to see them; see test_reference_figures.py."""
+
+import numpy as np
+import torch
+from oracle_common import VARIANTS
+from torch import nn
+
+import cast_kernels
+from cast import Cast, CastConfig, GraphPool, Hierarchy, SuperpixelConfig
+from cast.layers import DropPath, resize_labels
+from cast.models.official import POOL_NAMES, load_official, official_names, to_official
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def build(variant):
+    spec = VARIANTS[variant]
+    arch, is_deit = spec["arch"], spec["family"] == "cast_deit"
+    config = CastConfig(
+        img_size=spec["img_size"],
+        embed_dim=arch["embed_dim"],
+        depths=arch["depth"],
+        num_heads=arch["num_heads"],
+        num_clusters=arch["num_clusters"],
+        num_classes=spec["num_classes"],
+        pos_embed="learned" if is_deit else "sincos",
+        init="deit" if is_deit else "moco",
+        superpixels=SuperpixelConfig(bins=5, iterations=15) if is_deit else SuperpixelConfig(),
+    )
+    return Cast(config).eval()
+
+
+load = load_official
+current_state = to_official
+
+
+def prepare_train(module):
+    module.train()
+    for m in module.modules():
+        if isinstance(m, nn.Dropout):
+            m.p = 0.0
+        elif isinstance(m, DropPath):
+            m.drop_prob = 0.0
+
+
+def forward(module, image, superpixels):
+    # The published number of segments is the largest label of the batch on the stem grid, plus one.
+    grid = (image.shape[2] // 8, image.shape[3] // 8)
+    num_segments = int(resize_labels(superpixels, grid).max()) + 1
+    result = module.forward_hierarchy(image, superpixels, num_segments)
+    out = {"output": result.logits}
+    for i, level in enumerate(result.levels, start=1):
+        out[f"block{i}"], out[f"cls_in{i}"] = level.tokens, level.cls
+        out[f"logit{i}"], out[f"sampled_inds{i}"] = level.logits, level.indices
+        out[f"centroid{i}"], out[f"cls{i}"] = level.pooled_tokens, level.pooled_cls
+        out[f"padding_mask{i}"] = ~level.mask
+    return out
+
+
+def named_grads(module):
+    depths = module.config.depths
+    return {official_names(name, depths)[0]: p.grad for name, p in module.named_parameters()}
+
+
+def segment_mean(x, labels):
+    return cast_kernels.segment_mean(x, labels, int(labels.max()) + 1)[0]
+
+
+def fps(points, npoints, start):
+    return cast_kernels.farthest_point_sample(points, npoints, start=start, duplicates="repeat")
+
+
+def hierarchy(logits, superpixels):
+    return Hierarchy.from_assignments(superpixels, logits).label_maps()[:, 1:]
+
+
+def graph_pool_build(d, k, l2_normalize_for_fps):
+    return GraphPool(d, k, normalize=l2_normalize_for_fps).eval()
+
+
+def _pool_name(name):
+    ours = next(key for key in POOL_NAMES if name.startswith(key))
+    return POOL_NAMES[ours] + name[len(ours) :]
+
+
+def graph_pool_load(module, state):
+    own = {name: state[_pool_name(name)] for name in module.state_dict()}
+    assert len(own) == len(state)
+    module.load_state_dict(own)
+
+
+def graph_pool_forward(module, cls, src, mask):
+    r = module(src, cls, None if mask is None else ~mask)
+    return {"cls": r.cls, "centroid": r.tokens, "logit": r.logits, "sampled_inds": r.indices}
+
+
+def graph_pool_grads(module):
+    return {_pool_name(name): p.grad for name, p in module.named_parameters()}
+
+
+def superpixels(image, recipe):
+    """The published recipes, defects included: what each pipeline hands to SEEDS."""
+    height, width = image.shape[:2]
+    bins, iterations, count = 5, 15, {"moco": 196, "deit": 196, "segmenter": height * width // 256}.get(recipe, 1024)
+    if recipe == "moco":
+        bins, iterations = 15, 20
+    elif recipe == "deit":  # float32 there, float64 back, then truncated
+        mean, std = np.array(MEAN), np.array(STD)
+        normalised = (image.astype(np.float32) / 255 - mean.astype(np.float32)) / std.astype(np.float32)
+        image = ((normalised * std + mean) * 255).astype(np.uint8)
+    elif recipe == "spml_half":
+        import cv2
+
+        image = cv2.resize(image, (height // 2, width // 2), interpolation=cv2.INTER_LINEAR)
+    elif recipe == "segmenter":  # uint8 times 255 wraps around: the negative image
+        image = image * np.uint8(255)
+    image = torch.from_numpy(np.ascontiguousarray(image))[None]
+    return cast_kernels.seeds(image, count, order="sequential", bins=bins, iterations=iterations)[0].numpy()

@@ -1,0 +1,68 @@
+"""The recorded figures of the published model, with its own checker: nothing may fail and nothing may be skipped."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FIXTURES = ROOT.parent / "shared" / "fixtures"
+VARIANTS = ("cast_small", "cast_tiny", "cast_tiny_train", "cast_deit_tiny")
+FUNCTIONS = ("segment_mean", "label_resize", "fps", "graph_pool", "superpixels", "hierarchy")
+
+pytestmark = pytest.mark.skipif(
+    not (FIXTURES / "check_oracle.py").exists(), reason="needs the recorded figures in ../shared/fixtures"
+)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """One run of the checker over everything, {group: [(what, ok, detail)]}."""
+    pytest.importorskip("cv2", reason="the checker compares superpixels with OpenCV's version at hand")
+    report = tmp_path_factory.mktemp("figures") / "rows.json"
+    command = [sys.executable, str(FIXTURES / "check_oracle.py"), "--adapter", str(ROOT / "tests/reference_adapter.py")]
+    command += ["--variants", *VARIANTS, "--functions", *FUNCTIONS, "--dtype", "float64", "--json", str(report)]
+    path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
+    run = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert report.exists(), run.stdout + run.stderr
+    groups = {}
+    for row in json.loads(report.read_text()):
+        groups.setdefault(row["group"], []).append((row["what"], row["ok"], row["detail"]))
+    return groups
+
+
+# How many comparisons each group holds: a checker that compares less has not checked.
+COUNTS = {
+    "fn:segment_mean": 16,
+    "fn:label_resize": 7,
+    "fn:fps": 85,
+    "fn:graph_pool": 84,
+    "fn:superpixels": 9,
+    "fn:hierarchy": 2,
+    "cast_small [float64]": 264,
+    "cast_tiny [float64]": 179,
+    "cast_tiny_train [float64]": 191,
+    "cast_deit_tiny [float64]": 177,
+}
+
+
+@pytest.mark.parametrize("group", COUNTS)
+def test_every_comparison_holds(rows, group):
+    failed = [(what, detail) for what, ok, detail in rows[group] if ok is False]
+    skipped = [(what, detail) for what, ok, detail in rows[group] if ok is None]
+    assert not failed, failed[:10]
+    assert not skipped, skipped[:10]
+    assert len(rows[group]) == COUNTS[group]
+
+
+def test_the_checker_ran_all_groups_and_no_other(rows):
+    assert set(rows) == set(COUNTS)
