@@ -22,6 +22,7 @@ MAX_BINS = 40  # 40^3 joint bins fit 16 bits
 MAX_PRIOR = 5
 MAX_PIXELS = 2**30  # 32-bit offsets
 MAX_LABELS = 65536  # labels are 16 bits inside
+MIN_EDGE = 6  # pixels, of a superpixel at the start
 
 
 # 1. Public functions
@@ -41,14 +42,14 @@ def seeds(
 
     The labels equal ``cv2.ximgproc.createSuperpixelSEEDS(W, H, 3, num_superpixels, num_levels, prior, bins,
     double_step)`` after one ``iterate(cv2.cvtColor(image, cv2.COLOR_RGB2LAB), iterations)``. They are as it leaves
-    them: a superpixel is not always connected, and where superpixels start less than 6 pixels wide or high, some
-    labels of [0, N) may end without a pixel.
+    them: a superpixel is not always connected.
 
     Args:
         image: RGB [B, H, W, 3] or [B, 3, H, W], uint8, any strides. Where both readings fit ([B, 3, W, 3]) the
             channels are last.
         num_superpixels: Wanted number per image; a wish, requests below 10 count as 10. ``seeds_count`` says what
-            it becomes. A superpixel must start as at least 2 x 2 pixels, so the smallest square image is 6 x 6.
+            it becomes. A superpixel must start as at least 6 x 6 pixels, so the smallest square image is 13 x 13:
+            of smaller ones OpenCV leaves some without a pixel, or crashes.
         order: "sequential", one decision after the other in raster order.
         bins: Histogram bins per channel, 1 to 40; histograms are joint over the channels.
         prior: Strength of the preference for smooth borders, 0 (none) to 5.
@@ -123,13 +124,15 @@ def seeds_count(height: int, width: int, num_superpixels: int, num_levels: int =
             blocks_per_side = 2 ** (depth - 1)
             labels_high = height // math.ceil(block_height) // blocks_per_side
             labels_wide = width // math.ceil(block_width) // blocks_per_side
-            if 0 < labels_high * labels_wide <= MAX_LABELS:
+            edge = math.ceil(min(block_width, block_height)) * blocks_per_side
+            if edge >= MIN_EDGE and 0 < labels_high * labels_wide <= MAX_LABELS:
                 return labels_high * labels_wide
             break
         depth -= 1
     raise ValueError(
         f"SEEDS cannot divide an image of {height} x {width} pixels into {request} superpixels: each must start as at "
-        f"least 2 x 2 pixels, the grid needs a row and a column, and at most {MAX_LABELS} labels are supported"
+        f"least {MIN_EDGE} x {MIN_EDGE} pixels, the grid needs a row and a column, and at most {MAX_LABELS} labels are "
+        "supported"
     )
 
 

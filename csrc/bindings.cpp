@@ -18,10 +18,16 @@ using Address = uintptr_t;
 
 void seeds_sequential(Address pixels, Address labels, int64_t batch, int64_t height, int64_t width,
                       int64_t image_stride, int64_t row_stride, int64_t column_stride, int64_t channel_stride,
-                      int64_t num_superpixels, int bins, int prior, int iterations, int64_t num_levels,
+                      int64_t num_superpixels, int64_t bins, int64_t prior, int64_t iterations, int64_t num_levels,
                       bool double_step, bool lab, int64_t threads) {
-  const ck::SeedsBatch images{reinterpret_cast<const uint8_t*>(pixels), batch, height, width, image_stride, row_stride,
-                              column_stride, channel_stride};
+  const ck::SeedsBatch images{reinterpret_cast<const uint8_t*>(pixels),
+                              batch,
+                              height,
+                              width,
+                              image_stride,
+                              row_stride,
+                              column_stride,
+                              channel_stride};
   const ck::SeedsOptions options{bins, prior, iterations, double_step, lab};
   ck::seeds_sequential(images, reinterpret_cast<int32_t*>(labels), num_superpixels, num_levels, options, threads);
 }

@@ -1,9 +1,8 @@
-#include "rgb_to_lab.h"
-
 #include <algorithm>
 
 #include "common.cuh"
 #include "lab.h"
+#include "rgb_to_lab.h"
 
 namespace cast_kernels {
 namespace {

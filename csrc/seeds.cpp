@@ -26,6 +26,7 @@ void check(const char* name, int64_t value, int64_t least, int64_t most) {
 
 PixelStage pixel_stage(Simd level) {
 #if defined(CAST_X86_SIMD)
+  if (level == Simd::avx512) return seeds_pixels_avx512;
   if (level == Simd::avx2) return seeds_pixels_avx2;
 #endif
   (void)level;  // the only one of this build

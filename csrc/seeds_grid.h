@@ -21,7 +21,8 @@ struct SeedsGrid {
   int num_labels() const { return top().cells(); }
 };
 
-// Throws std::invalid_argument where OpenCV hangs, crashes or loses labels, and above the limits of this implementation.
+// Throws std::invalid_argument where OpenCV hangs, crashes or loses labels, and above the limits of this
+// implementation.
 SeedsGrid seeds_grid(int64_t height, int64_t width, int64_t num_superpixels, int64_t num_levels);
 
 // First pixel of every cell along one axis plus the end: pixel i lies in cell min(i * cells / size, cells - 1).

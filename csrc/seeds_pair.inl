@@ -1,7 +1,7 @@
 // What decide() works on, included where seeds_pixels.inl is.
 
 struct Pair {
-  float* bin_p;          // [labels] histogram row of the colour of p
+  float* bin_p;  // [labels] histogram row of the colour of p
   float* bin_q;
   float* totals;         // [labels]
   uint16_t* labels;      // of p and q, side by side

@@ -26,13 +26,14 @@ struct PixelState {
   float* histogram;       // [bins, labels], so that neighbours share cache lines
   float* totals;          // [labels], pixels of each
   int num_labels;
-  uint32_t* pairs;        // scratch of one row, max(H, W) + kPlanePadding
-  uint32_t* windows;      // likewise
+  uint32_t* pairs;    // scratch of one row, max(H, W) + kPlanePadding
+  uint32_t* windows;  // likewise
 };
 
 using PixelStage = void (*)(const PixelState& state, int prior, int iterations);
 
 void seeds_pixels_scalar(const PixelState& state, int prior, int iterations);
 void seeds_pixels_avx2(const PixelState& state, int prior, int iterations);
+void seeds_pixels_avx512(const PixelState& state, int prior, int iterations);
 
 }  // namespace cast_kernels

@@ -6,7 +6,7 @@
 //     16 bits of a window of 4 x 4 pixels, bit 4 * i + k set when row i, column k carries the label;
 //   uint32_t popcount(uint32_t bits);
 //   template <bool kForward, bool kSquareTotals> int decide(const Pair& pair)
-//     decides on a pair and applies its move, see there.
+//     decides on a pair and applies its move, see there..
 
 // The window of a pair (p, q) of neighbours in a row: p and q are its pixels (1, 1) and (1, 2).
 constexpr uint32_t kCounted = 0x0f9f;          // horizontal sweep: the three rows around the pair, without the pair
@@ -41,28 +41,35 @@ inline uint32_t describe_window(const uint16_t* p, int64_t stride, uint32_t coun
   return may_leave << 8 | popcount(a & counted) << 4 | popcount(b & counted);
 }
 
-// The prior of each window, for p and q: the factor by which staying is more likely than moving. NaN, with which no
-// comparison holds, where the move is forbidden.
+// (count of the own label / count of the other one) ^ (2 ^ (prior - 1))
+struct PowerTable {
+  float power[16][16];
+
+  explicit PowerTable(int prior) {
+    for (int own = 0; own < 16; ++own) {
+      for (int other = 0; other < 16; ++other) {
+        float ratio = other == 0 ? 1.0f : static_cast<float>(own) / static_cast<float>(other);
+        for (int i = 1; i < prior; ++i) ratio *= ratio;
+        power[own][other] = prior == 0 ? 1.0f : ratio;
+      }
+    }
+  }
+};
+
+// For each description of a window the factor by which staying is more likely than moving, for p and for q. NaN, with
+// which no comparison holds, where the move is forbidden: the pixel may not leave, or the one tried first may not.
 struct PriorTable {
   float factor[1024][2];
 
-  PriorTable(int prior, bool forward) {
+  PriorTable(const PowerTable& table, bool forward) {
     for (uint32_t window = 0; window < 1024; ++window) {
       const bool p = (window & 0x100) != 0;
       const bool q = (window & 0x200) != 0;
       const uint32_t count_a = window >> 4 & 15;
       const uint32_t count_b = window & 15;
-      // The pixel tried first decides for both: where it may not leave, the other one is not tried either.
-      factor[window][0] = p && (forward || q) ? power(count_a, count_b, prior) : __builtin_nanf("");
-      factor[window][1] = q && (!forward || p) ? power(count_b, count_a, prior) : __builtin_nanf("");
+      factor[window][0] = p && (forward || q) ? table.power[count_a][count_b] : NAN;
+      factor[window][1] = q && (!forward || p) ? table.power[count_b][count_a] : NAN;
     }
-  }
-
-  static float power(uint32_t own, uint32_t other, int prior) {  // (own / other) ^ (2 ^ (prior - 1))
-    if (prior == 0) return 1.0f;
-    float ratio = other == 0 ? 1.0f : static_cast<float>(own) / static_cast<float>(other);
-    for (int i = 1; i < prior; ++i) ratio *= ratio;
-    return ratio;
   }
 };
 
@@ -75,13 +82,13 @@ void sweep(const PixelState& state, const PriorTable& prior) {
   for (int64_t row = 1; row < plane.rows - 1; ++row) {
     uint16_t* const labels = plane.labels + row * plane.stride;
     const uint16_t* const bins = plane.bins + row * plane.stride;
-    // All pairs of the row and their windows are found first: independent work that the processor can overlap, while
-    // the decisions wait for one another. A move changes pixel `moved` alone, hence few of them.
+    // All pairs of the row and their windows are found first: independent work, which the processor overlaps, while
+    // each decision waits for the one before. A move changes the windows of the next pixels alone.
     const int count = boundaries(labels, labels + 1, 1, plane.columns - 2, state.pairs);
     for (int i = 0; i < count; ++i) {
       state.windows[i] = describe_window(labels + state.pairs[i], plane.stride, counted);
     }
-    int64_t moved = kNone;
+    int64_t moved = kNone;  // pixel that the last decision changed
     for (int i = 0; i < count; ++i) {
       const int64_t p = state.pairs[i];
       uint32_t window = state.windows[i];
@@ -139,8 +146,9 @@ void iterate(const PixelState& state, const PriorTable& prior) {
 }
 
 inline void pixel_stage(const PixelState& state, int prior, int iterations) {
-  const PriorTable forward(prior, true);
-  const PriorTable backward(prior, false);
+  const PowerTable power(prior);
+  const PriorTable forward(power, true);
+  const PriorTable backward(power, false);
   for (int i = 0; i < iterations; ++i) {
     if (prior >= 2) {
       i % 2 == 0 ? iterate<true, true>(state, forward) : iterate<false, true>(state, backward);

@@ -1,6 +1,7 @@
-#include "seeds_pixels.h"
-
+#include <cmath>
 #include <cstring>
+
+#include "seeds_pixels.h"
 
 namespace cast_kernels {
 namespace {
@@ -81,8 +82,6 @@ inline int decide(const Pair& pair) {
 
 }  // namespace
 
-void seeds_pixels_scalar(const PixelState& state, int prior, int iterations) {
-  pixel_stage(state, prior, iterations);
-}
+void seeds_pixels_scalar(const PixelState& state, int prior, int iterations) { pixel_stage(state, prior, iterations); }
 
 }  // namespace cast_kernels

@@ -25,7 +25,7 @@ SeedsSequential::SeedsSequential(const SeedsGrid& grid, const SeedsOptions& opti
       block_y_(cell_edges(grid.height, grid.levels[0].rows)),
       totals_(grid.num_labels()),
       parts_(grid.num_labels()),
-      bin_index_(static_cast<size_t>(options.bins) * options.bins * options.bins),
+      bin_index_(options.bins * options.bins * options.bins),
       image_labels_(plane_size(grid.height, grid.width)),
       image_bins_(plane_size(grid.height, grid.width)),
       transposed_labels_(plane_size(grid.width, grid.height)),
@@ -65,13 +65,14 @@ void SeedsSequential::run(const SeedsImage& image, int32_t* labels) {
 
   PixelState state;
   state.image = {image_labels_.data(), image_bins_.data(), image_stride_, grid_.height, grid_.width};
-  state.transposed = {transposed_labels_.data(), transposed_bins_.data(), transposed_stride_, grid_.width, grid_.height};
+  state.transposed = {transposed_labels_.data(), transposed_bins_.data(), transposed_stride_, grid_.width,
+                      grid_.height};
   state.histogram = histogram_.data();
   state.totals = totals_.data();
   state.num_labels = grid_.num_labels();
   state.pairs = pairs_.data();
   state.windows = windows_.data();
-  pixel_stage_(state, options_.prior, options_.iterations);
+  pixel_stage_(state, static_cast<int>(options_.prior), static_cast<int>(options_.iterations));
 
   for (int64_t y = 0; y < grid_.height; ++y) {
     std::copy_n(image_labels_.data() + y * image_stride_, grid_.width, labels + y * grid_.width);
@@ -80,7 +81,7 @@ void SeedsSequential::run(const SeedsImage& image, int32_t* labels) {
 
 // Joint colour bins of all pixels, renumbered to those that occur, order kept.
 void SeedsSequential::quantize(const SeedsImage& image) {
-  const int bins = options_.bins;
+  const int bins = static_cast<int>(options_.bins);
   uint16_t part[3][256];
   for (int v = 0; v < 256; ++v) {
     const int q = v * bins / 256;
@@ -132,11 +133,11 @@ void SeedsSequential::count_blocks() {
     for (int column = 0; column < level.columns; ++column, ++block) {
       for (int y = block_y_[row]; y < block_y_[row + 1]; ++y) {
         const uint16_t* const bins = image_bins_.data() + y * image_stride_;
-        for (int x = block_x_[column]; x < block_x_[column + 1]; ++x) counter.add(bins[x], 1.0f);
+        for (int x = block_x_[column]; x < block_x_[column + 1]; ++x) counter.add(bins[x], 1);
       }
-      level.total[block] = static_cast<float>((block_y_[row + 1] - block_y_[row]) *
-                                              (block_x_[column + 1] - block_x_[column]));
-      counter.drain([&](int32_t bin, float count) { level.entries.push_back({bin, count}); });
+      level.total[block] =
+          static_cast<float>((block_y_[row + 1] - block_y_[row]) * (block_x_[column + 1] - block_x_[column]));
+      counter.drain([&](int32_t bin, int32_t count) { level.entries.push_back({bin, static_cast<float>(count)}); });
       level.offset[block + 1] = static_cast<int64_t>(level.entries.size());
     }
   }
@@ -145,7 +146,8 @@ void SeedsSequential::count_blocks() {
 void SeedsSequential::merge_cells(const Level& children, Level& parents) {
   const int cells = parents.columns * parents.rows;
   std::vector<std::vector<int>> members(cells);
-  for (int child = 0; child < children.columns * children.rows; ++child) members[children.parent[child]].push_back(child);
+  for (int child = 0; child < children.columns * children.rows; ++child)
+    members[children.parent[child]].push_back(child);
 
   SparseCounter counter(num_bins_);
   parents.entries.clear();
@@ -154,10 +156,10 @@ void SeedsSequential::merge_cells(const Level& children, Level& parents) {
     for (const int child : members[cell]) {
       parents.total[cell] += children.total[child];
       for (int64_t e = children.offset[child]; e < children.offset[child + 1]; ++e) {
-        counter.add(children.entries[e].bin, children.entries[e].count);
+        counter.add(children.entries[e].bin, static_cast<int32_t>(children.entries[e].count));
       }
     }
-    counter.drain([&](int32_t bin, float count) { parents.entries.push_back({bin, count}); });
+    counter.drain([&](int32_t bin, int32_t count) { parents.entries.push_back({bin, static_cast<float>(count)}); });
     parents.offset[cell + 1] = static_cast<int64_t>(parents.entries.size());
   }
 }
@@ -202,7 +204,7 @@ void SeedsSequential::block_stage() {
 // cells never moves.
 template <bool kVertical>
 void SeedsSequential::block_sweep(Level& level, float required) {
-  const int along = kVertical ? level.columns : 1;   // from i to j
+  const int along = kVertical ? level.columns : 1;  // from i to j
   const int across = kVertical ? 1 : level.columns;
   const int length = kVertical ? level.rows : level.columns;
   const int lines = kVertical ? level.columns : level.rows;
@@ -286,8 +288,7 @@ void SeedsSequential::start_pixels() {
         std::fill_n(image_labels_.data() + (y + i) * image_stride_ + x, width, label);
       }
       for (int k = 0; k < width; ++k) {
-        std::fill_n(transposed_labels_.data() + (x + k) * transposed_stride_ + y, height,
-                    label);
+        std::fill_n(transposed_labels_.data() + (x + k) * transposed_stride_ + y, height, label);
       }
     }
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "seeds_grid.h"
 #include "seeds_pixels.h"
@@ -16,11 +17,11 @@ struct SeedsImage {
 };
 
 struct SeedsOptions {
-  int bins;         // per channel
-  int prior;        // 0..5
-  int iterations;   // of the pixel stage
+  int64_t bins;        // per channel
+  int64_t prior;       // 0..5
+  int64_t iterations;  // of the pixel stage
   bool double_step;
-  bool lab;         // convert RGB to Lab first
+  bool lab;  // convert RGB to Lab first
 };
 
 // Everything one image needs; kept by a thread for its next image.
@@ -40,11 +41,11 @@ class SeedsSequential {
   struct Level {
     int columns;
     int rows;
-    std::vector<int32_t> parent;   // [cells] cell of the next level
-    std::vector<int32_t> label;    // [cells] superpixel
-    std::vector<int64_t> offset;   // [cells + 1] into entries
+    std::vector<int32_t> parent;  // [cells] cell of the next level
+    std::vector<int32_t> label;   // [cells] superpixel
+    std::vector<int64_t> offset;  // [cells + 1] into entries
     std::vector<Entry> entries;
-    std::vector<float> total;      // [cells] pixels
+    std::vector<float> total;  // [cells] pixels
   };
 
   void quantize(const SeedsImage& image);
@@ -67,12 +68,12 @@ class SeedsSequential {
   std::vector<int> block_y_;
   std::vector<Level> levels_;  // of blocks; the superpixels themselves are in histogram_, totals_ and parts_
 
-  int num_bins_ = 0;                   // used by this image
-  std::vector<uint8_t> bin_lanes_;     // [num_bins_] place of each in OpenCV's sum, see confidence
-  std::vector<float> histogram_;       // [num_bins_, labels]
-  std::vector<float> totals_;          // [labels]
-  std::vector<int32_t> parts_;         // [labels] blocks of the current level
-  std::vector<uint16_t> bin_index_;    // [bins ^ 3] index among the used ones
+  int num_bins_ = 0;                 // used by this image
+  std::vector<uint8_t> bin_lanes_;   // [num_bins_] place of each in OpenCV's sum, see confidence
+  std::vector<float> histogram_;     // [num_bins_, labels]
+  std::vector<float> totals_;        // [labels]
+  std::vector<int32_t> parts_;       // [labels] blocks of the current level
+  std::vector<uint16_t> bin_index_;  // [bins ^ 3] index among the used ones
   std::vector<uint16_t> image_labels_, image_bins_, transposed_labels_, transposed_bins_;
   std::vector<uint32_t> pairs_, windows_;
 };

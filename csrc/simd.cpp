@@ -27,15 +27,19 @@ bool cpu_has(Simd level) {
   const unsigned long long saved = _xgetbv(0);
   const bool popcnt = (leaf1[2] >> 23 & 1) != 0;
   const bool bmi = (leaf7[1] >> 3 & 1) != 0 && (leaf7[1] >> 8 & 1) != 0;
-  return (saved & 0x6) == 0x6 && (leaf7[1] >> 5 & 1) != 0 && popcnt && bmi;
+  const bool avx2 = (saved & 0x6) == 0x6 && (leaf7[1] >> 5 & 1) != 0 && popcnt && bmi;
+  if (level == Simd::avx2) return avx2;
+  return avx2 && (saved & 0xe6) == 0xe6 && (leaf7[1] >> 16 & 1) != 0 && (leaf7[1] >> 30 & 1) != 0;
 }
 
 #else
 
 bool cpu_has(Simd level) {
   if (level == Simd::scalar) return true;
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
-         __builtin_cpu_supports("popcnt");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&
+                    __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
+  if (level == Simd::avx2) return avx2;
+  return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
 }
 
 #endif
@@ -43,12 +47,12 @@ bool cpu_has(Simd level) {
 }  // namespace
 
 const char* simd_name(Simd level) {
-  return level == Simd::avx2 ? "avx2" : "scalar";
+  return level == Simd::avx512 ? "avx512" : level == Simd::avx2 ? "avx2" : "scalar";
 }
 
 std::vector<Simd> simd_compiled() {
 #if defined(CAST_X86_SIMD)
-  return {Simd::scalar, Simd::avx2};
+  return {Simd::scalar, Simd::avx2, Simd::avx512};
 #else
   return {Simd::scalar};
 #endif

@@ -6,14 +6,12 @@
 
 namespace cast_kernels {
 
-// AVX-512 was tried and is slower here: the decisions are short chains of latencies, and its mask registers lengthen
-// them.
-enum class Simd { scalar, avx2 };
+enum class Simd { scalar, avx2, avx512 };
 
 const char* simd_name(Simd level);
 std::vector<Simd> simd_compiled();  // ascending
 
-// The best compiled level of this CPU, or the one that CAST_KERNELS_SIMD=scalar|avx2 names.
+// The best compiled level of this CPU, or the one that CAST_KERNELS_SIMD=scalar|avx2|avx512 names.
 // Throws std::invalid_argument where that is unknown, not compiled in, or not supported by the CPU.
 Simd simd_level();
 

@@ -1,4 +1,4 @@
-// Counting into a sparse, sorted histogram.
+// Counting into a sparse histogram with ascending bins.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,7 @@ class SparseCounter {
  public:
   explicit SparseCounter(int num_bins) : counts_(num_bins), used_(num_bins / 64 + 1) {}
 
-  void add(int bin, float count) {
+  void add(int bin, int32_t count) {
     counts_[bin] += count;
     used_[bin / 64] |= uint64_t{1} << (bin % 64);
   }
@@ -44,7 +44,7 @@ class SparseCounter {
   }
 
  private:
-  std::vector<float> counts_;
+  std::vector<int32_t> counts_;
   std::vector<uint64_t> used_;
 };
 

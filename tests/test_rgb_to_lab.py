@@ -32,8 +32,8 @@ def test_reference_equals_opencv_for_all_colours(all_colours, opencv_lab, device
 def test_equals_the_reference_for_all_colours(all_colours, device):
     """Guards the native code where OpenCV is absent."""
     for rgb in all_colours[0].split(512):
-        rgb = rgb[None].to(device)
-        assert torch.equal(rgb_to_lab(rgb), rgb_to_lab_ref(rgb))
+        images = rgb[None].to(device)
+        assert torch.equal(rgb_to_lab(images), rgb_to_lab_ref(images))
 
 
 @pytest.mark.parametrize(
