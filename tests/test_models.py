@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cast import Cast, CastConfig, SuperpixelConfig
+from cast import Cast, CastConfig, SuperpixelConfig, create_model
 from cast.layers import resize_pos_embed
 from cast.models import inputs
 from cast_kernels import seeds, seeds_count
@@ -194,6 +194,24 @@ def test_learned_positions_are_resized_over_the_grid():
     assert (table[0, 0, :, 0].diff() > 0).all()
     cls, _ = model._positions(torch.Size((8, 8)))
     assert torch.equal(cls, model.cls_token + model.pos_embed[:, :1])
+
+
+def test_projection_after_the_average_equals_the_published_order():
+    """Empty superpixels included, which the projection's bias must not reach; and in the gradients."""
+    torch.manual_seed(0)
+    model = create_model("cast_mini", num_classes=3, num_clusters=(12, 8, 4, 2), img_size=64).double().eval()
+    torch.nn.init.normal_(model.stem.proj.bias)
+    image = torch.randint(0, 256, (2, 3, 64, 40), dtype=torch.uint8)
+    labels = torch.randint(0, 30, (2, 64, 40))
+    results = []
+    for order in (True, False):
+        model.pool_before_proj = order
+        model.zero_grad()
+        logits = model(image, labels, 33)  # the last three are empty
+        logits.square().sum().backward()
+        results.append((logits, model.stem.proj.weight.grad, model.stem.proj.bias.grad))
+    for early, late in zip(*results, strict=True):
+        torch.testing.assert_close(early, late, rtol=1e-10, atol=1e-10)
 
 
 def test_devices_agree_without_a_host_sync(device):

@@ -43,6 +43,9 @@ class ConvStem(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Embed an image: ``[B, in_chans, H, W]`` -> ``[B, C, ceil(H / 8), ceil(W / 8)]``."""
+        return self.proj(self.hidden(image))
+
+    def hidden(self, image: Tensor) -> Tensor:
+        """Embed an image up to the projection, which is linear and may as well follow an average."""
         # One layout whatever the input's, so that results do not depend on it; tokens want channels last as well.
-        image = image.contiguous(memory_format=torch.channels_last)
-        return self.proj(self.layers(image))
+        return self.layers(image.contiguous(memory_format=torch.channels_last))

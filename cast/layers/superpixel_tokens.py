@@ -1,7 +1,8 @@
 """From a feature map and a label map to one token per superpixel (CAST, section 3.1)."""
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from cast_kernels import segment_mean
 
@@ -30,14 +31,21 @@ def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     return labels
 
 
-def superpixel_tokens(features: Tensor, labels: Tensor, num_segments: int, pos_embed: Tensor) -> tuple[Tensor, Tensor]:
+def superpixel_tokens(
+    features: Tensor, labels: Tensor, num_segments: int, pos_embed: Tensor, proj: nn.Conv2d | None = None
+) -> tuple[Tensor, Tensor]:
     """Average features and positions over each superpixel: ``token[s] = mean(features[s]) + mean(pos_embed[s])``.
+
+    With ``proj`` the features are those before that 1x1 convolution, which is applied to the means instead of to the
+    map: ``mean(W x + b) = W mean(x) + b``, equal to rounding, for as many products as there are superpixels instead of
+    cells. The bias does not reach empty superpixels.
 
     Args:
         features: Stem output ``[B, C, h, w]``, floating point.
         labels: Superpixels ``[B, H, W]``, integer, of any resolution; labels outside ``[0, num_segments)`` are ignored.
         num_segments: Number of segments S.
         pos_embed: Position table ``[1, h * w, C]``.
+        proj: 1x1 convolution that is still due, or None.
 
     Returns:
         Tokens ``[B, S, C]`` in the dtype promoted from both, and which of them hold at least one cell, ``[B, S]``
@@ -46,5 +54,11 @@ def superpixel_tokens(features: Tensor, labels: Tensor, num_segments: int, pos_e
     height, width = features.shape[-2:]
     labels = resize_labels(labels, (height, width))
     positions = pos_embed.unflatten(1, (height, width))
-    tokens, count = segment_mean(features.permute(0, 2, 3, 1), labels, num_segments, add=positions)
-    return tokens, count > 0
+    if proj is None:
+        tokens, count = segment_mean(features.permute(0, 2, 3, 1), labels, num_segments, add=positions)
+        return tokens, count > 0
+    mean, count = segment_mean(features.permute(0, 2, 3, 1), labels, num_segments)
+    mask = count > 0
+    tokens = F.linear(mean.to(proj.weight.dtype), proj.weight.flatten(1), proj.bias) * mask[..., None]
+    place, _ = segment_mean(positions.expand(labels.shape[0], -1, -1, -1), labels, num_segments)
+    return tokens + place, mask

@@ -82,6 +82,8 @@ class Cast(nn.Module):
 
     Attributes:
         stem: The `ConvStem`.
+        pool_before_proj: Whether the stem's projection follows the average over superpixels (default) or, as
+            published, comes before it: equal to rounding, 2.8 % fewer FLOPs.
         cls_token: ``[1, 1, C]``.
         pos_embed: ``[1, N, C]``: the frozen sin-cos table of the ``img_size`` grid, a buffer that is not saved, or a
             learned parameter whose first row is the class token's. Other grids compute or bicubically resize it.
@@ -100,6 +102,7 @@ class Cast(nn.Module):
         dim = config.embed_dim
         side = config.img_size // ConvStem.stride
         self.grad_checkpointing = False
+        self.pool_before_proj = True
 
         self.stem = ConvStem(config.in_chans, dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
@@ -253,9 +256,11 @@ class Cast(nn.Module):
                 f"for an image of {image.shape[2]} x {image.shape[3]}; ask for more superpixels or build the model "
                 "with smaller num_clusters"
             )
-        features = self.stem(normalise(image, self.image_mean, self.image_std, self.cls_token.dtype))
+        pixels = normalise(image, self.image_mean, self.image_std, self.cls_token.dtype)
+        features = self.stem.hidden(pixels) if self.pool_before_proj else self.stem(pixels)
         cls, positions = self._positions(features.shape[-2:])
-        tokens, mask = superpixel_tokens(features, labels, num_segments, positions)
+        proj = self.stem.proj if self.pool_before_proj else None
+        tokens, mask = superpixel_tokens(features, labels, num_segments, positions, proj)
         cls = cls.expand(tokens.shape[0], -1, -1).to(tokens.dtype)
         for stage in self.stages:
             cls, tokens = self._blocks(stage, cls, tokens)
