@@ -102,7 +102,6 @@ def test_names_of_labels_do_not_matter():
 
 def test_agrees_with_the_study_evaluation(shared_folder):
     """The second implementation that made the published tables, on human segmentations."""
-    pytest.importorskip("scipy", reason="the study's evaluation needs scipy")
     import importlib.util
 
     from PIL import Image
