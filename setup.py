@@ -53,7 +53,9 @@ def cuda_mode() -> str:
 def max_jobs() -> int:
     """Parallel jobs: MAX_JOBS, else as many as cores and memory allow."""
     if jobs := os.environ.get("MAX_JOBS"):
-        return max(1, int(jobs))
+        if not jobs.isdecimal() or int(jobs) < 1:
+            raise SystemExit(f"error: MAX_JOBS must be a whole number of at least 1, got {jobs!r}")
+        return int(jobs)
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -92,8 +94,9 @@ class CMakeBuild(build_ext):
         ]
         output.mkdir(parents=True, exist_ok=True)
         build.mkdir(parents=True, exist_ok=True)
-        subprocess.run(configure, check=True)
-        subprocess.run([tool("cmake"), "--build", str(build), "-j", str(max_jobs())], check=True)
+        for command in (configure, [tool("cmake"), "--build", str(build), "-j", str(max_jobs())]):
+            if subprocess.run(command, check=False).returncode:
+                raise SystemExit("error: CMake could not build csrc; its message stands above")
 
 
 setup(ext_modules=[Extension("cast_kernels._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -28,6 +28,14 @@ def check_labels(name: str, x: Tensor) -> None:
         raise TypeError(f"expected {name} in int32, int64 or uint8, got {shown(x)}")
 
 
+def check_index(name: str, x: Tensor) -> None:
+    """Raise TypeError unless ``x`` is an int64 tensor."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"expected {name} to be a torch.Tensor, got {type(x).__name__}")
+    if x.dtype != torch.int64:
+        raise TypeError(f"expected {name} in int64, got {shown(x)}")
+
+
 def check_count(name: str, value: int, least: int = 1) -> None:
     """Raise unless ``value`` is an integer of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):

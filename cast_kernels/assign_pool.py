@@ -8,7 +8,7 @@ Source: Ke, Mo, Yu, ICLR 2024, algorithm 1 (graph pooling).
 import torch
 from torch import Tensor
 
-from cast_kernels._checks import check_float, check_same_device, shown
+from cast_kernels._checks import check_float, check_index, check_same_device, shown
 from cast_kernels._rows import accumulator, full_precision, gather_rows, sum_rows
 
 MAX_KAPPA = 40.0  # exp(kappa cos) and its sums stay well inside float32 without subtracting a maximum
@@ -33,19 +33,23 @@ def assign_pool(u: Tensor, centroids: Tensor, z: Tensor, *, kappa: float = 5.0) 
         TypeError: A dtype is not supported.
         ValueError: Shapes, dtypes or devices do not fit, or kappa is outside (0, 40].
 
-    Cosines are clamped to [-1, 1]; a token of norm 0 has cosine 0. Differentiable in ``u`` (the centroids' rows
-    included) and ``z``. Deterministic, forward and backward; statistics are float32 (float64 for float64).
+    Cosines are clamped to [-1, 1]. A token of norm 0 has cosine 0, and so has one whose squared norm leaves float32
+    (norms below about 1e-22 or above 1e19). Differentiable in ``u`` (the centroids' rows included) and ``z``.
+    Deterministic, forward and backward; statistics are float32 (float64 for float64).
     """
     check_float("u", u)
     check_float("z", z)
+    check_index("centroids", centroids)
     if u.dim() != 3 or z.dim() != 3 or z.shape[:2] != u.shape[:2]:
         raise ValueError(f"expected u [B, N, C] and z [B, N, D], got {shown(u)} and {shown(z)}")
     if u.dtype != z.dtype:
         raise ValueError(f"expected u and z of one dtype, got {shown(u)} and {shown(z)}")
-    if centroids.dtype != torch.int64 or centroids.dim() != 2 or centroids.shape[0] != u.shape[0]:
-        raise ValueError(f"expected centroids [{u.shape[0]}, K] int64, got {shown(centroids)}")
+    if centroids.dim() != 2 or centroids.shape[0] != u.shape[0]:
+        raise ValueError(f"expected centroids [{u.shape[0]}, K], got {shown(centroids)}")
     if u.shape[1] == 0 or centroids.shape[1] == 0:
         raise ValueError(f"expected at least one token and one centroid, got {shown(u)} and {shown(centroids)}")
+    if not isinstance(kappa, int | float):
+        raise TypeError(f"expected kappa to be a number, got {type(kappa).__name__}")
     if not 0.0 < kappa <= MAX_KAPPA:
         raise ValueError(f"expected kappa in (0, {MAX_KAPPA:g}], got {kappa}")
     check_same_device(u=u, centroids=centroids, z=z)

@@ -7,7 +7,18 @@ from importlib import metadata
 
 import torch
 
-from cast_kernels import _ext, assign_pool, farthest_point_sample, rgb_to_lab, seeds, segment_mean, testing, unpool
+from cast_kernels import (
+    _ext,
+    assign_pool,
+    farthest_point_sample,
+    rgb_to_lab,
+    seeds,
+    segment_mean,
+    superpixel_metrics,
+    testing,
+    unpool,
+    unpool_concat,
+)
 from cast_kernels._version import __version__
 from cast_kernels.rgb_to_lab import rgb_to_lab_ref
 from cast_kernels.seeds_golden import SEEDS_GOLDEN, SEEDS_GOLDEN_SIZE
@@ -125,29 +136,75 @@ def _check_lab(device: str) -> str | None:
 
 
 def _check_segment_mean(device: str) -> str | None:
-    x, labels = _random(2, 9, 11, 13, device=device), torch.arange(198, device=device).view(2, 9, 11) % 17
-    error = testing.max_error(segment_mean(x, labels, 19)[0], testing.segment_mean_oracle(x, labels, 19))
-    return _verdict(error, 1e-6)
+    x, labels = _random(2, 9, 11, 13, device=device), torch.arange(198, device=device).view(2, 9, 11) % 18 - 1
+    mean, count = segment_mean(x.requires_grad_(), labels, 19)
+    exact = _leaf(x)
+    oracle = testing.segment_mean_oracle(exact, labels, 19)
+    counts = torch.stack([(labels == s).sum((1, 2)) for s in range(19)], 1)
+    if not torch.equal(count, counts.float()):
+        return "wrong counts"
+    return _verdict(testing.max_error(mean, oracle), 1e-6) or _check_gradient(mean, x, oracle, exact)
 
 
 def _check_sampling(device: str) -> str | None:
     x = _random(2, 61, 24, device=device)
     shortfall = testing.farthest_point_oracle(x, farthest_point_sample(x, 17), x.double().mean(1))
-    return _verdict(shortfall.max().item(), 1e-5)
+    if problem := _verdict(shortfall.max().item(), 1e-5):
+        return problem
+    twins = torch.tensor([[5.0], [0.0], [5.0], [9.0], [0.0], [7.0]], device=device)[None]
+    mask = torch.tensor([[True, True, True, False, True, False]], device=device)
+    for options, expected in (({}, [0, 1, 2, 4, 3, 5]), ({"duplicates": "repeat"}, [0, 1, 0, 0, 0, 0])):
+        if farthest_point_sample(twins, 6, mask=mask, **options)[0].tolist() != expected:
+            return f"wrong picks among equal and masked tokens, {options or 'distinct'}"
+    return None
 
 
 def _check_assign_pool(device: str) -> str | None:
     u, z = _random(2, 61, 24, device=device), _random(2, 61, 50, device=device)
     centroids = torch.arange(14, device=device).view(2, 7)
-    exact = testing.assign_pool_oracle(u, centroids, z, 5.0)
-    found = assign_pool(u, centroids, z)
-    return _verdict(max(testing.max_error(a, b) for a, b in zip(found, exact, strict=False)), 1e-5)
+    logits, pooled, parents = assign_pool(u.requires_grad_(), centroids, z)
+    exact = _leaf(u)
+    exact_logits, exact_pooled = testing.assign_pool_oracle(exact, centroids, z, 5.0)
+    if not torch.equal(parents, exact_logits.argmax(-1)):
+        return "wrong parents"
+    error = max(testing.max_error(logits, exact_logits), testing.max_error(pooled, exact_pooled))
+    return _verdict(error, 1e-5) or _check_gradient(pooled, u, exact_pooled, exact)
 
 
 def _check_unpool(device: str) -> str | None:
-    coarse, parents = _random(2, 7, 5, device=device), torch.arange(42, device=device).view(2, 21) % 7
-    exact = testing.unpool_oracle([coarse.new_empty(2, 21, 0), coarse], [parents])
-    return _verdict(testing.max_error(unpool(coarse, parents), exact), 0.0)
+    coarse, parents = _random(2, 7, 5, device=device), torch.arange(42, device=device).view(2, 21) % 8
+    fine = unpool(coarse.requires_grad_(), parents)
+    exact = _leaf(coarse)
+    oracle = testing.unpool_oracle([exact.new_empty(2, 21, 0), exact], [parents])
+    return _verdict(testing.max_error(fine, oracle), 0.0) or _check_gradient(fine, coarse, oracle, exact)
+
+
+def _check_unpool_concat(device: str) -> str | None:
+    levels = [_random(2, n, c, device=device) for n, c in ((21, 2), (9, 3), (4, 1))]
+    parents = [torch.arange(2 * n, device=device).view(2, n) * 5 % k for n, k in ((21, 9), (9, 4))]
+    error = testing.max_error(unpool_concat(levels, parents), testing.unpool_oracle(levels, parents))
+    return _verdict(error, 0.0)
+
+
+def _check_metrics(device: str) -> str | None:
+    labels = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1]])
+    found = superpixel_metrics(labels, truth=torch.tensor([[0, 0, 0, 1], [0, 0, 0, 1]]), tolerance=0)
+    known = {"segments": 2, "components": 2, "boundary_recall": 0.0, "achievable_segmentation_accuracy": 0.75}
+    wrong = {key: found[key] for key, value in known.items() if found[key] != value}
+    return f"expected {known}, got {wrong}" if wrong else None
+
+
+def _leaf(x: torch.Tensor) -> torch.Tensor:
+    return x.detach().double().requires_grad_()
+
+
+def _check_gradient(out: torch.Tensor, x: torch.Tensor, oracle: torch.Tensor, exact: torch.Tensor) -> str | None:
+    """Compare the gradients of ``out`` by ``x`` and of ``oracle`` by ``exact``."""
+    weight = _random(*out.shape, device=out.device.type)
+    (found,) = torch.autograd.grad(out, x, weight)
+    (expected,) = torch.autograd.grad(oracle, exact, weight.double())
+    error = testing.max_error(found, expected)
+    return None if error <= 1e-5 else f"gradient: {_verdict(error, 1e-5)}"
 
 
 _OPS: dict[str, tuple[Callable[[str], tuple[str, str]], Callable[[str], str | None]]] = {
@@ -157,4 +214,6 @@ _OPS: dict[str, tuple[Callable[[str], tuple[str, str]], Callable[[str], str | No
     "farthest_point_sample": (_reference, _check_sampling),
     "assign_pool": (_reference, _check_assign_pool),
     "unpool": (_reference, _check_unpool),
+    "unpool_concat": (_reference, _check_unpool_concat),
+    "superpixel_metrics": (lambda device: ("NumPy", "on the host"), _check_metrics),
 }

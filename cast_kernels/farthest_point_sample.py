@@ -62,6 +62,8 @@ def farthest_point_sample(
             raise ValueError(f'expected start "mean" or an index, got {start!r}')
         if not 0 <= start < x.shape[1]:
             raise ValueError(f"expected start in [0, {x.shape[1]}), got {start}")
+    if mask is not None and not isinstance(mask, Tensor):
+        raise TypeError(f"expected mask to be a torch.Tensor, got {type(mask).__name__}")
     if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:2]):
         raise ValueError(f"expected a bool mask {list(x.shape[:2])}, got {shown(mask)}")
     if precision not in ("exact", "fast"):

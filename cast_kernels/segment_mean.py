@@ -92,8 +92,8 @@ def _check_grid(name: str, x: Tensor, labels: Tensor, option: str, interpolation
             f"expected {name} and labels on one grid when {option} is None, "
             f"got {list(x.shape[1:3])} and {list(labels.shape[1:])}"
         )
-    if x.shape[1] == 0 or x.shape[2] == 0:
-        raise ValueError(f"expected {name} with at least one pixel, got {shown(x)}")
+    if 0 in x.shape[1:] or 0 in labels.shape[1:]:
+        raise ValueError(f"expected {name} and labels with at least one pixel and channel, got {shown(x)}")
 
 
 # 2. Reference
@@ -121,16 +121,18 @@ def segment_mean_ref(
 
 
 def _resize(x: Tensor, grid: tuple[int, int], interpolation: str | None) -> Tensor:
-    """[B, h, w, C] -> [B, H, W, C]; interpolation is linear in x and separable, so its adjoint is the transpose."""
-    if interpolation is None:
-        return x
-    rows = _interpolation_matrix(x.shape[1], grid[0], interpolation, x)
-    columns = _interpolation_matrix(x.shape[2], grid[1], interpolation, x)
-    return torch.einsum("Yy,byxc,Xx->bYXc", rows, x, columns)
+    """[B, h, w, C] -> [B, H, W, C]."""
+    if interpolation is None or x.numel() == 0:
+        return x.new_empty(x.shape[0], *grid, x.shape[3]) if interpolation else x
+    options = {} if interpolation == "nearest" else {"align_corners": False}
+    return F.interpolate(x.permute(0, 3, 1, 2), tuple(grid), mode=interpolation, **options).permute(0, 2, 3, 1)
 
 
 def _resize_adjoint(grad: Tensor, grid: tuple[int, int], interpolation: str | None) -> Tensor:
-    """[B, H, W, C] -> [B, h, w, C], the transpose of ``_resize``."""
+    """[B, H, W, C] -> [B, h, w, C], the transpose of ``_resize``, which is linear and separable.
+
+    Products with matrices add in the same order on every run; PyTorch's own backward adds atomically on a GPU.
+    """
     if interpolation is None:
         return grad
     rows = _interpolation_matrix(grid[0], grad.shape[1], interpolation, grad)

@@ -42,8 +42,8 @@ def superpixel_metrics(
     labels = _integers("labels", labels)
     if labels.ndim != 2 or labels.size == 0:
         raise ValueError(f"expected labels [H, W], got {list(labels.shape)}")
-    if tolerance < 0:
-        raise ValueError(f"expected tolerance >= 0 pixels, got {tolerance}")
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int) or tolerance < 0:
+        raise ValueError(f"expected tolerance to be a whole number of pixels >= 0, got {tolerance!r}")
     names, dense = np.unique(labels, return_inverse=True)
     dense, S = dense.reshape(labels.shape), len(names)
     area = np.bincount(dense.ravel(), minlength=S)
@@ -64,7 +64,7 @@ def superpixel_metrics(
         rows = [_against_truth(dense, area, boundary, one, tolerance) for one in maps]
         result |= {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
     if image is not None:
-        image = np.asarray(image.cpu() if isinstance(image, Tensor) else image)
+        image = np.asarray(image.detach().double().cpu() if isinstance(image, Tensor) else image)
         if image.ndim != 3 or image.shape[:2] != labels.shape:
             raise ValueError(f"expected image {[*labels.shape, 'C']}, got {list(image.shape)}")
         result["explained_variation"] = _explained_variation(dense, area, image)

@@ -34,12 +34,22 @@ def assert_accurate(result: Tensor, exact: Tensor, plain: Tensor, *, times: floa
         raise AssertionError(f"error {error:.3e} exceeds {times:g} x plain PyTorch + one rounding = {bound:.3e}")
 
 
-def segment_mean_oracle(x: Tensor, labels: Tensor, num_segments: int, interpolation: str | None = None) -> Tensor:
-    """Means [B, S, C] by a one-hot product over the interpolated map; x [B, H, W, C], labels [B, H', W']."""
+def segment_mean_oracle(
+    x: Tensor, labels: Tensor, num_segments: int, interpolation: str | None = None, *, loop: bool = False
+) -> Tensor:
+    """Means [B, S, C] of the interpolated map; x [B, H, W, C], labels [B, H', W'].
+
+    By a one-hot product, or with ``loop`` segment by segment, for values that are not finite.
+    """
     x = x.double()
     if interpolation is not None:
         options = {} if interpolation == "nearest" else {"align_corners": False}
         x = F.interpolate(x.permute(0, 3, 1, 2), labels.shape[1:], mode=interpolation, **options).permute(0, 2, 3, 1)
+    if loop:
+        rows = [[one[label == s].mean(0) for s in range(num_segments)] for one, label in zip(x, labels, strict=True)]
+        means = torch.stack([torch.stack(row) for row in rows])
+        empty = torch.stack([torch.stack([(label != s).all() for s in range(num_segments)]) for label in labels])
+        return means.masked_fill(empty[..., None], 0.0)
     member = (labels.flatten(1)[..., None] == torch.arange(num_segments, device=x.device)).double()  # [B, P, S]
     return member.mT @ x.flatten(1, 2) / member.sum(1).clamp(min=1)[..., None]
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cast_kernels._checks import check_float, check_same_device, shown
+from cast_kernels._checks import check_float, check_index, check_same_device, shown
 from cast_kernels._rows import accumulator, full_precision, gather_rows, sum_rows
 
 
@@ -76,10 +76,11 @@ def unpool_concat(levels: Sequence[Tensor], parents: Sequence[Tensor]) -> Tensor
 
 
 def _check_parents(coarse: Tensor, parents: Tensor) -> None:
+    check_index("parents", parents)
     if coarse.dim() != 3:
         raise ValueError(f"expected coarse features [B, K, C], got {shown(coarse)}")
-    if parents.dtype != torch.int64 or parents.dim() != 2 or parents.shape[0] != coarse.shape[0]:
-        raise ValueError(f"expected parents [{coarse.shape[0]}, N] int64, got {shown(parents)}")
+    if parents.dim() != 2 or parents.shape[0] != coarse.shape[0]:
+        raise ValueError(f"expected parents [{coarse.shape[0]}, N], got {shown(parents)}")
     check_same_device(coarse=coarse, parents=parents)
 
 

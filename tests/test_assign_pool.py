@@ -92,6 +92,23 @@ def test_scale_of_u_does_not_matter():
         torch.testing.assert_close(assign_pool(u * scale, centroids, z)[1], assign_pool(u, centroids, z)[1])
 
 
+def test_norms_that_float32_cannot_square_count_as_zero():
+    u, centroids, z = inputs(2, 30, 7, 4, 3, torch.float32)
+    for scale in (1e-30, 1e25):
+        logits, pooled, _ = assign_pool(u * scale, centroids, z)
+        assert (logits == 0).all()
+        assert pooled.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_logits_never_exceed_kappa(dtype):
+    """Without a clamp rounding takes the cosine of a token with itself past 1."""
+    g = torch.Generator().manual_seed(0)
+    u = torch.randn(1, 500, 7, generator=g, dtype=torch.float64).to(dtype)
+    logits, _, _ = assign_pool(u, torch.arange(500)[None], u, kappa=5.0)
+    assert logits.abs().max() <= 5.0
+
+
 def test_large_half_precision_tokens_do_not_overflow():
     u, centroids, z = inputs(2, 30, 7, 64, 3, torch.float16)
     logits, pooled, _ = assign_pool(u * 1e4, centroids, z)
@@ -176,7 +193,9 @@ def test_runs_are_bitwise_equal(device):
         ({"u": torch.zeros(2, 5, 3, dtype=torch.int32)}, TypeError, "u in float32"),
         ({"z": torch.zeros(2, 4, 3)}, ValueError, r"z \[B, N, D\]"),
         ({"z": torch.zeros(2, 5, 3).double()}, ValueError, "one dtype"),
-        ({"centroids": torch.zeros(2, 3, dtype=torch.int32)}, ValueError, "int64"),
+        ({"centroids": torch.zeros(2, 3, dtype=torch.int32)}, TypeError, "int64"),
+        ({"centroids": [[0, 1], [0, 1]]}, TypeError, "centroids to be a torch.Tensor"),
+        ({"kappa": "5"}, TypeError, "kappa to be a number"),
         ({"centroids": torch.zeros(1, 3, dtype=torch.int64)}, ValueError, r"\[2, K\]"),
         ({"centroids": torch.zeros(2, 0, dtype=torch.int64)}, ValueError, "at least one"),
         ({"kappa": 0.0}, ValueError, "kappa"),

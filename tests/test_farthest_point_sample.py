@@ -104,6 +104,12 @@ def test_integer_grids_match_a_loop_in_integers():
         assert farthest_point_sample(x[None].float(), len(picks), start=2)[0].tolist() == picks
 
 
+def test_distances_are_those_of_float64():
+    """1 + 1e-9 and 1 are one number in float32."""
+    x = torch.tensor([0.0, 1.0, 1.0 + 1e-9, 0.5], dtype=torch.float64).view(1, 4, 1)
+    assert farthest_point_sample(x, 2, start=0).tolist() == [[0, 2]]
+
+
 def test_strides_do_not_matter():
     x = tokens(2, 20, 6)
     assert torch.equal(farthest_point_sample(x.mT.contiguous().mT, 9), farthest_point_sample(x, 9))
@@ -140,6 +146,7 @@ def test_compile_fullgraph(K, device):
         (torch.zeros(2, 3, 4), {"start": 3}, ValueError, r"start in \[0, 3\)"),
         (torch.zeros(2, 3, 4), {"start": "median"}, ValueError, "mean"),
         (torch.zeros(2, 3, 4), {"mask": torch.ones(2, 3)}, ValueError, "bool mask"),
+        (torch.zeros(2, 3, 4), {"mask": [[True] * 3] * 2}, TypeError, "mask to be a torch.Tensor"),
         (torch.zeros(2, 3, 4), {"mask": torch.ones(2, 4, dtype=torch.bool)}, ValueError, "bool mask"),
         (torch.zeros(2, 3, 4), {"precision": "half"}, ValueError, "exact"),
         (torch.zeros(2, 3, 4), {"duplicates": "all"}, ValueError, "distinct"),

@@ -145,6 +145,20 @@ def test_cuda_on_without_nvcc_fails_loudly(tmp_path):
     assert "no working nvcc" in result.stderr
 
 
+def test_a_failing_compiler_speaks_for_itself(tmp_path):
+    result = setup(["build_ext"], tmp_path, CXX="false", CAST_KERNELS_CUDA="off")
+    assert result.returncode != 0
+    assert "CMake Error" in result.stderr
+    assert "its message stands above" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_bad_number_of_jobs_is_refused(tmp_path):
+    result = setup(["build_ext"], tmp_path, MAX_JOBS="many", CAST_KERNELS_CUDA="off")
+    assert result.returncode != 0
+    assert "MAX_JOBS must be a whole number of at least 1, got 'many'" in result.stderr
+
+
 def test_unknown_cuda_mode_is_refused(tmp_path):
     result = setup(["build_ext"], tmp_path, CAST_KERNELS_CUDA="maybe")
     assert result.returncode != 0

@@ -102,6 +102,16 @@ def test_labels_out_of_range_are_ignored_even_with_nan():
     assert count.sum() == 13
 
 
+@pytest.mark.parametrize("mode", INTERPOLATIONS)
+def test_one_nan_reaches_its_neighbours_alone(mode):
+    x, _ = inputs(1, (4, 4), 2, 16, torch.float32)
+    labels = torch.arange(64).view(1, 8, 8) // 2 % 4 + torch.arange(64).view(1, 8, 8) // 16 * 4  # 2 x 2 pixels each
+    x[0, 0, 0, 0] = torch.nan
+    found = segment_mean(x, labels, 16, interpolation=mode)[0].isnan()
+    assert torch.equal(found, segment_mean_oracle(x, labels, 16, mode, loop=True).isnan())
+    assert 0 < found.sum() < 16
+
+
 def test_constant_features_are_kept_and_empty_segments_are_zero():
     _, labels = inputs(2, (9, 7), 1, 90)
     mean, count = segment_mean(torch.full((2, 9, 7, 3), 4.0), labels, 90)
@@ -190,6 +200,8 @@ def test_runs_are_bitwise_equal(device):
         ({"x": torch.zeros(2, 3, 4, 5, dtype=torch.int64)}, TypeError, "x in float32"),
         ({"x": [1.0]}, TypeError, "torch.Tensor"),
         ({"x": torch.zeros(2, 3)}, ValueError, r"\[B, H, W, C\]"),
+        ({"x": torch.zeros(2, 3, 4, 0)}, ValueError, "at least one pixel and channel"),
+        ({"labels": torch.zeros(2, 0, 4).long(), "interpolation": "nearest"}, ValueError, "at least one pixel"),
         ({"labels": torch.zeros(2, 3, 4)}, TypeError, "labels in int32"),
         ({"labels": torch.zeros(1, 3, 4, dtype=torch.int64)}, ValueError, r"got \[2, 3, 4, 5\]"),
         ({"labels": torch.zeros(2, 6, 8, dtype=torch.int64)}, ValueError, "one grid"),

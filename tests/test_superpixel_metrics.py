@@ -95,6 +95,12 @@ def test_tensors_and_arrays_agree():
     assert tensors == superpixel_metrics(labels, truth=labels.T.reshape(8, 12), image=image)
 
 
+def test_images_that_numpy_has_no_name_for():
+    labels, image = grid(8, 12, 3), torch.rand(8, 12, 3, dtype=torch.bfloat16)
+    expected = superpixel_metrics(labels, image=image.double().numpy())
+    assert superpixel_metrics(labels, image=image.requires_grad_()) == expected
+
+
 def test_names_of_labels_do_not_matter():
     labels = grid(8, 12, 3)
     assert superpixel_metrics(labels * 1000 - 7) == superpixel_metrics(labels)
@@ -140,6 +146,7 @@ def test_agrees_with_the_study_evaluation(shared_folder):
         ({"labels": np.zeros((3, 4), int), "truth": np.zeros((4, 3), int)}, ValueError, "truth"),
         ({"labels": np.zeros((3, 4), int), "image": np.zeros((3, 3, 4))}, ValueError, "image"),
         ({"labels": np.zeros((3, 4), int), "tolerance": -1}, ValueError, "tolerance"),
+        ({"labels": np.zeros((3, 4), int), "tolerance": 1.5}, ValueError, "tolerance"),
     ],
 )
 def test_rejects_bad_input(arguments, error, message):
