@@ -32,7 +32,7 @@ def sum_rows(x: Tensor, labels: Tensor, num_rows: int) -> Tensor:
     spare = _with_spare_row(labels, num_rows)  # labels out of range go to one row more, which is dropped
     index = (spare + torch.arange(B, device=x.device)[:, None] * (num_rows + 1)).flatten()
     total = x.new_zeros(B * (num_rows + 1), C)
-    rows = x.reshape(-1, C)
+    rows = x.flatten(0, 1)
     if x.device.type == "cpu":
         total.index_add_(0, index, rows)
     else:  # the accumulating index_put sorts, index_add adds atomically in any order

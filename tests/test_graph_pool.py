@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cast.layers import GraphPool
+from cast.layers.graph_pool import MAX_KAPPA
 
 
 @pytest.fixture(autouse=True)
@@ -218,9 +219,58 @@ def test_rejects_a_mask_of_numbers():
         make_pool()(torch.zeros(2, 9, 24, dtype=torch.float64), mask=torch.ones(2, 9))
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("name", ["tokens", "cls", "mask"])
+def test_rejects_lists(name, normalize):
+    pool = make_pool(normalize=normalize)
+    arguments = {
+        "tokens": torch.zeros(2, 9, 24, dtype=torch.float64),
+        "cls": torch.zeros(2, 1, 24, dtype=torch.float64),
+        "mask": torch.ones(2, 9, dtype=torch.bool),
+    }
+    arguments[name] = arguments[name].tolist()
+    with pytest.raises(TypeError, match=f"{name} to be a torch.Tensor, got list"):
+        pool(**arguments)
+    if name != "cls":
+        with pytest.raises(TypeError, match=f"{name} to be a torch.Tensor, got list"):
+            pool.sample(arguments["tokens"], arguments["mask"])
+
+
+def test_rejects_tokens_of_integers():
+    with pytest.raises(TypeError, match="floating point tokens"):
+        make_pool()(torch.zeros(2, 9, 24, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_clusters": 0}, "num_clusters"),
+        ({"num_clusters": 1.5}, "num_clusters"),
+        ({"num_clusters": "5"}, "num_clusters"),
+        ({"num_clusters": True}, "num_clusters"),
+        ({"kappa": -1}, r"kappa in \(0, 40\]"),
+        ({"kappa": 0.0}, "kappa"),
+        ({"kappa": 99}, "kappa"),
+        ({"kappa": float("nan")}, "kappa"),
+        ({"mlp_ratio": 0}, "mlp_ratio"),
+        ({"mlp_ratio": 0.01}, "mlp_ratio"),
+    ],
+)
+def test_rejects_settings_out_of_range(settings, message):
+    with pytest.raises(ValueError, match=message):
+        GraphPool(**{"dim": 24, "num_clusters": 5, **settings})
+
+
+def test_takes_the_kappa_that_the_op_takes():
+    tokens = torch.randn(1, 9, 24, dtype=torch.float64)
+    assert make_pool(kappa=MAX_KAPPA)(tokens).tokens.isfinite().all()
+    pool = make_pool()
+    pool.kappa = MAX_KAPPA * 1.001
+    with pytest.raises(ValueError, match="kappa"):
+        pool(tokens)
+
+
 def test_rejects_bad_settings():
-    with pytest.raises(ValueError, match="num_clusters"):
-        GraphPool(24, 0)
     with pytest.raises(ValueError, match="num_heads"):
         GraphPool(20, 4)
 

@@ -184,6 +184,31 @@ def test_resize_labels_rejects_bad_sizes(shape, size):
         resize_labels(torch.zeros(shape, dtype=torch.int64), size)
 
 
+def test_superpixel_tokens_call_the_projection_on_the_means():
+    """As a module, and with a bias that stays away from empty superpixels."""
+    proj = nn.Conv2d(5, 5, 1).double()
+    features = torch.randn(2, 5, 3, 4, dtype=torch.float64)
+    positions = torch.randn(1, 12, 5, dtype=torch.float64)
+    labels = torch.randint(0, 5, (2, 3, 4))
+    labels[labels == 2] = 9
+    called = []
+
+    def hook(_, inputs, output):
+        called.append(tuple(inputs[0].shape))
+        return 3 * output
+
+    plain, mask = superpixel_tokens(features, labels, 7, positions, proj)
+    expected, _ = superpixel_tokens(proj(features), labels, 7, positions)
+    torch.testing.assert_close(plain, expected, rtol=1e-12, atol=1e-12)
+    assert not mask[:, [2, 5, 6]].any()
+    assert not plain[~mask].any()
+    proj.register_forward_hook(hook)
+    hooked, _ = superpixel_tokens(features, labels, 7, positions, proj)
+    assert called == [(2, 5, 7, 1)]
+    expected, _ = superpixel_tokens(proj(features), labels, 7, positions)
+    torch.testing.assert_close(hooked, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_superpixel_tokens_are_mean_feature_plus_mean_position():
     features = torch.randn(2, 5, 3, 4)
     positions = torch.randn(1, 12, 5, dtype=torch.float64)

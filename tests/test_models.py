@@ -1,50 +1,22 @@
-"""The classification model: contract, input forms, sizes, training, precision, compilation."""
+"""The classification model: contract, sizes, training, loading, precision, compilation."""
 
-import dataclasses
+import copy
+import pickle
 
 import pytest
 import torch
+from small_model import grid_labels, make_model, photo
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
-from cast import Cast, CastConfig, SuperpixelConfig, create_model
+from cast import Cast
 from cast.layers import resize_pos_embed
-from cast.models import inputs
-from cast_kernels import seeds, seeds_count
-
-SMALL = CastConfig(
-    img_size=64,
-    embed_dim=48,
-    depths=(1, 2, 1),
-    num_heads=4,
-    num_clusters=(16, 8, 4),
-    num_classes=5,
-    superpixels=SuperpixelConfig(num_superpixels=25, iterations=4, bins=5),
-)
+from cast_kernels import seeds_count
 
 
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
-
-
-def make_model(**overrides):
-    model = Cast(dataclasses.replace(SMALL, **overrides)).eval()
-    for p in model.parameters():  # large enough that every part shows in the output
-        if p.ndim < 2 or p is model.cls_token:
-            p.data += 0.2 * torch.randn_like(p)
-    return model
-
-
-def grid_labels(batch, height, width, cell=16):
-    rows, columns = torch.arange(height) // cell, torch.arange(width) // cell
-    return (rows[:, None] * -(-width // cell) + columns).expand(batch, -1, -1).contiguous()
-
-
-def photo(batch, height, width):
-    """Smooth uint8 images, [B, 3, H, W]."""
-    coarse = torch.rand(batch, 3, height // 16 + 1, width // 16 + 1)
-    fine = nn.functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
-    return (fine.clamp(0, 1) * 255).to(torch.uint8)
 
 
 # --- forward
@@ -136,6 +108,25 @@ def test_labels_beyond_the_number_of_segments_are_ignored():
     assert not torch.allclose(a, model(image, labels, 64))
 
 
+def test_labels_beyond_the_default_number_need_theirs(monkeypatch):
+    model = make_model()
+    image, labels = torch.randn(1, 3, 64, 64), grid_labels(1, 64, 64, 8)
+    count = seeds_count(64, 64, 25)
+    assert count < 64
+    message = rf"below {count}, .* got 63; pass num_segments=64 .* num_segments={count} to ignore"
+    for call in (model, model.forward_features, model.forward_hierarchy):
+        with pytest.raises(ValueError, match=message):
+            call(image, labels)
+        call(image, labels, count)
+    assert not torch.allclose(model(image, labels, 64), model(image, labels, count))
+    assert torch.equal(model(image, labels.clamp(max=count - 1)), model(image, labels.clamp(max=count - 1), count))
+    assert model(image[:0], labels[:0]).shape == (0, 5)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:  # shapes without values
+        assert model(mode.from_tensor(image), mode.from_tensor(labels)).shape == (1, 5)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # no look into the labels in a graph
+    assert torch.equal(model(image, labels), model(image, labels, count))
+
+
 def test_empty_superpixels_are_zero_tokens_that_take_part():
     model = make_model()
     image, labels = torch.randn(1, 3, 64, 64), grid_labels(1, 64, 64)
@@ -198,20 +189,40 @@ def test_learned_positions_are_resized_over_the_grid():
 
 def test_projection_after_the_average_equals_the_published_order():
     """Empty superpixels included, which the projection's bias must not reach; and in the gradients."""
-    torch.manual_seed(0)
-    model = create_model("cast_mini", num_classes=3, num_clusters=(12, 8, 4, 2), img_size=64).double().eval()
-    torch.nn.init.normal_(model.stem.proj.bias)
-    image = torch.randint(0, 256, (2, 3, 64, 40), dtype=torch.uint8)
-    labels = torch.randint(0, 30, (2, 64, 40))
-    results = []
-    for order in (True, False):
-        model.pool_before_proj = order
-        model.zero_grad()
+    late, published = make_model().double(), make_model(pool_before_proj=False).double()
+    published.load_state_dict(late.state_dict())
+    image, labels = photo(2, 64, 40), torch.randint(0, 30, (2, 64, 40))
+    results, shapes = [], []
+    for model in (late, published):
+        model.stem.proj.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
         logits = model(image, labels, 33)  # the last three are empty
         logits.square().sum().backward()
         results.append((logits, model.stem.proj.weight.grad, model.stem.proj.bias.grad))
-    for early, late in zip(*results, strict=True):
-        torch.testing.assert_close(early, late, rtol=1e-10, atol=1e-10)
+    assert shapes == [(2, 48, 33, 1), (2, 48, 8, 5)]  # the module is called, on superpixels or on cells
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+class Adapted(nn.Module):
+    """A layer with a low-rank correction, as fine-tuning wraps it: no ``weight``, no ``bias``."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.down, self.up = layer, nn.Conv2d(48, 2, 1, bias=False), nn.Conv2d(2, 48, 1, bias=False)
+
+    def forward(self, x):
+        return self.layer(x) + self.up(self.down(x))
+
+
+def test_projection_may_be_wrapped_or_hooked():
+    image, labels = torch.randn(2, 3, 64, 64), grid_labels(2, 64, 64)
+    model, published = make_model(), make_model(pool_before_proj=False)
+    published.load_state_dict(model.state_dict())
+    model.stem.proj = published.stem.proj = Adapted(model.stem.proj)
+    plain = model(image, labels, 20)
+    torch.testing.assert_close(plain, published(image, labels, 20), rtol=1e-4, atol=1e-4)
+    model.stem.proj.register_forward_hook(lambda _, __, output: 2 * output)
+    assert not torch.allclose(model(image, labels, 20), plain)
 
 
 def test_devices_agree_without_a_host_sync(device):
@@ -231,104 +242,6 @@ def test_devices_agree_without_a_host_sync(device):
     torch.testing.assert_close(logits.cpu(), expected, rtol=1e-3, atol=1e-3)
     assert torch.equal(out.logits, logits)
     assert out.hierarchy.superpixels.device.type == device
-
-
-# --- images and superpixels
-
-
-def test_uint8_is_normalised_inside():
-    model = make_model(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
-    image, labels = photo(2, 64, 64), grid_labels(2, 64, 64)
-    mean, std = (torch.tensor(v)[:, None, None] for v in ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)))
-    expected = model((image.float() / 255 - mean) / std, labels, 16)
-    assert torch.equal(model(image, labels, 16), expected)
-    assert torch.equal(model(image.permute(0, 2, 3, 1), labels, 16), expected)
-    assert torch.equal(model(image.permute(0, 2, 3, 1).contiguous(), labels, 16), expected)
-
-
-def test_superpixels_come_from_the_image():
-    model = make_model()
-    image = photo(2, 64, 96)
-    labels = model.superpixels(image)
-    count = seeds_count(64, 96, round(25 * 64 * 96 / 64**2))
-    assert labels.dtype == torch.int32
-    assert labels.shape == (2, 64, 96)
-    assert labels.min() >= 0
-    assert labels.max() < count
-    assert torch.equal(model(image), model(image, labels))
-    assert torch.equal(model(image), model(image, labels, count))
-    out = model.forward_hierarchy(image)
-    assert torch.equal(out.hierarchy.superpixels, labels)
-    assert out.hierarchy.num_segments[0] == count
-    assert torch.equal(model.superpixels(image.permute(0, 2, 3, 1)), labels)
-
-
-def test_superpixels_follow_the_settings():
-    settings = SuperpixelConfig(num_superpixels=30, bins=6, iterations=3, prior=4, num_levels=3, double_step=True)
-    image = torch.randint(0, 256, (1, 3, 128, 96), dtype=torch.uint8)
-    expected = seeds(image, 90, bins=6, iterations=3, prior=4, num_levels=3, double_step=True)  # 3 times the area
-    assert torch.equal(make_model(superpixels=settings).superpixels(image), expected)
-    for name in ("bins", "iterations", "prior", "num_levels", "double_step"):
-        plain = dataclasses.replace(settings, **{name: getattr(SuperpixelConfig(), name)})
-        assert not torch.equal(make_model(superpixels=plain).superpixels(image), expected), name
-
-
-def test_superpixels_of_a_normalised_image_are_those_of_the_image():
-    model = make_model()
-    image = photo(2, 64, 64)
-    normalised = inputs.normalise(image, model.image_mean, model.image_std, torch.float32)
-    assert torch.equal(model.superpixels(normalised), model.superpixels(image))
-    torch.testing.assert_close(model(normalised), model(image))
-
-
-def test_back_to_uint8_rounds_and_clamps():
-    model = make_model()
-    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, -1, -1)
-    normalised = inputs.normalise(levels, model.image_mean, model.image_std, torch.float32)
-    assert torch.equal(inputs.to_uint8(normalised, model.image_mean, model.image_std), levels)
-    beyond = inputs.to_uint8(torch.tensor([-90.0, 90.0]).view(1, 1, 1, 2), model.image_mean, model.image_std)
-    assert beyond[0, 0, 0].tolist() == [0, 255]
-
-
-def test_number_of_superpixels_can_be_asked_for():
-    model = make_model()
-    image = photo(1, 64, 64)
-    out = model.forward_hierarchy(image, num_superpixels=64)
-    count = seeds_count(64, 64, 64)
-    assert out.hierarchy.num_segments[0] == count > seeds_count(64, 64, 25)
-    assert torch.equal(out.hierarchy.superpixels, model.superpixels(image, 64))
-    again = model.forward_hierarchy(image, model.superpixels(image, 64), num_superpixels=64)
-    assert torch.equal(again.logits, out.logits)
-
-
-def test_too_few_superpixels_say_so():
-    model = make_model()
-    with pytest.raises(ValueError, match=r"num_clusters\[0\] = 16 superpixels, got 4 for an image of 32 x 32"):
-        model(torch.randn(1, 3, 32, 32), grid_labels(1, 32, 32), 4)
-
-
-@pytest.mark.parametrize(
-    ("image", "labels", "error", "message"),
-    [
-        (torch.zeros(1, 3, 60, 64), (1, 60, 64), ValueError, "multiples of 8"),
-        (torch.zeros(1, 3, 0, 64), (1, 0, 64), ValueError, "multiples of 8"),
-        (torch.zeros(1, 4, 64, 64), (1, 64, 64), ValueError, r"\[B, 3, H, W\]"),
-        (torch.zeros(1, 64, 64, 3), (1, 64, 64), ValueError, "in uint8 also"),
-        (torch.zeros(3, 64, 64), (3, 64, 64), ValueError, r"\[B, 3, H, W\]"),
-        (torch.zeros(1, 5, 64, 64, dtype=torch.uint8), (1, 64, 64), ValueError, r"\(1, 5, 64, 64\)"),
-        (torch.zeros(1, 3, 64, 64, dtype=torch.int64), (1, 64, 64), TypeError, "uint8 or floating point"),
-        (torch.zeros(2, 3, 64, 64), (1, 64, 64), ValueError, r"labels \[2, H, W\]"),
-        (torch.zeros(1, 3, 64, 64), (64, 64), ValueError, r"labels \[1, H, W\]"),
-    ],
-)
-def test_rejects_bad_input(image, labels, error, message):
-    with pytest.raises(error, match=message):
-        make_model()(image, torch.zeros(labels, dtype=torch.int64), 16)
-
-
-def test_rejects_labels_that_are_no_integers():
-    with pytest.raises(TypeError, match="float32"):
-        make_model()(torch.zeros(1, 3, 64, 64), torch.zeros(1, 64, 64), 16)
 
 
 # --- training
@@ -381,6 +294,49 @@ def test_state_dict_round_trip():
     assert torch.equal(model(image, labels, 16), other(image, labels, 16))
 
 
+@pytest.mark.parametrize("pos_embed", ["sincos", "learned"])
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("nested", [False, True])
+def test_built_on_the_meta_device_and_loaded(pos_embed, assign, nested):
+    """Also inside another module, and with the loaded tensors taken over instead of copied."""
+    model = make_model(pos_embed=pos_embed)
+    image, labels = photo(1, 64, 64), grid_labels(1, 64, 64)
+    with torch.device("meta"):
+        other = Cast(model.config).eval()
+    assert other.pos_embed.is_meta
+    assert other.image_mean.is_meta
+    if not assign:
+        other.to_empty(device="cpu")
+        for buffer in other.buffers():
+            buffer.fill_(77)  # what fresh memory may hold
+    outer, source = (nn.Sequential(other), nn.Sequential(model)) if nested else (other, model)
+    outer.load_state_dict(source.state_dict(), assign=assign)
+    assert torch.equal(other.image_mean, model.image_mean)
+    assert torch.equal(other.image_std, model.image_std)
+    assert torch.equal(other.pos_embed, model.pos_embed)
+    assert not any(b.is_meta for b in other.buffers())
+    assert torch.equal(other(image, labels, 16), model(image, labels, 16))
+
+
+def test_loading_keeps_the_dtype():
+    model = make_model().half()
+    table = model.pos_embed.clone()
+    model.load_state_dict(make_model().state_dict())
+    assert model.pos_embed.dtype == torch.float16
+    assert model.image_std.dtype == torch.float32
+    assert torch.equal(model.pos_embed, table)
+
+
+def test_copies_and_pickles():
+    model = make_model()
+    image, labels = photo(1, 64, 64), grid_labels(1, 64, 64)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(image, labels, 16), model(image, labels, 16))
+        other.image_mean.fill_(77)
+        other.load_state_dict(model.state_dict())
+        assert torch.equal(other.image_mean, model.image_mean)  # the copy's own, not the original's
+
+
 def test_reset_classifier():
     model = make_model().double()
     image, labels = torch.randn(1, 3, 64, 64), grid_labels(1, 64, 64)
@@ -392,8 +348,16 @@ def test_reset_classifier():
     model.reset_classifier(0)
     assert torch.equal(model(image, labels, 16), embedding)
     assert make_model(num_classes=0)(image.float(), labels, 16).shape == (1, 48)
+
+
+@pytest.mark.parametrize("num_classes", [2.5, -1, "7", True, None])
+def test_a_classifier_that_cannot_be_leaves_the_model_as_it_was(num_classes):
+    model = make_model()
+    head, config = model.head, model.config
     with pytest.raises(ValueError, match="num_classes"):
-        model.reset_classifier(-1)
+        model.reset_classifier(num_classes)
+    assert model.head is head
+    assert model.config is config
 
 
 def test_no_weight_decay():

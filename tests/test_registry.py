@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from cast import CastConfig, SuperpixelConfig, create_model, list_models
+from cast_kernels import seeds
 
 CONFIG = CastConfig(embed_dim=48, depths=(1, 2, 1), num_clusters=(16, 8, 4))
 
@@ -90,12 +91,64 @@ def test_config_survives_json():
         ({"pool_dropout": -0.1}, "pool_dropout"),
         ({"std": (0.2, 0.0, 0.2)}, "std"),
         ({"mean": (0.5,)}, "mean"),
-        ({"superpixels": {"bins": 0}}, "bins"),
+        ({"superpixels": {"bins": 0}}, "superpixels: .*bins"),
+        ({"superpixels": {"bins": 41}}, "bins"),
+        ({"superpixels": {"bins": 5.0}}, "bins"),
+        ({"superpixels": {"prior": 6}}, "prior"),
+        ({"superpixels": {"prior": -1}}, "prior"),
+        ({"superpixels": {"order": "random"}}, "random"),
+        ({"superpixels": {"iterations": -1}}, "iterations"),
+        ({"superpixels": {"num_levels": 0}}, "num_levels"),
+        ({"superpixels": {"num_superpixels": "196"}}, "num_superpixels"),
+        ({"superpixels": {"double_step": 1}}, "double_step"),
+        ({"superpixels": 196}, "SuperpixelConfig"),
+        ({"superpixels": None}, "SuperpixelConfig"),
+        ({"mlp_ratio": 0}, "mlp_ratio"),
+        ({"mlp_ratio": -4.0}, "mlp_ratio"),
+        ({"mlp_ratio": 0.01}, "mlp_ratio"),
+        ({"mlp_ratio": float("nan")}, "mlp_ratio"),
+        ({"mlp_ratio": float("inf")}, "mlp_ratio"),
+        ({"mlp_ratio": "4"}, "mlp_ratio"),
+        ({"kappa": 0.0}, "kappa"),
+        ({"kappa": -1.0}, "kappa"),
+        ({"kappa": 40.5}, "kappa"),
+        ({"kappa": "5"}, "kappa"),
+        ({"num_classes": "10"}, "num_classes"),
+        ({"num_classes": 2.0}, "num_classes"),
+        ({"num_classes": True}, "num_classes"),
+        ({"drop_path": "0.1"}, "drop_path"),
+        ({"mean": (0.5, "0.5", 0.5)}, "mean"),
+        ({"std": (0.2, float("nan"), 0.2)}, "std"),
+        ({"mean": 0.5}, "mean"),
+        ({"depths": 3}, "depths"),
+        ({"num_clusters": "64"}, "num_clusters"),
+        ({"in_chans": 4}, "4 channels"),
+        ({"pool_before_proj": 1}, "pool_before_proj"),
     ],
 )
 def test_config_rejects_bad_values(values, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONFIG, **values)
+
+
+@pytest.mark.parametrize(
+    "values", [{"bins": 40}, {"bins": 1}, {"prior": 0}, {"prior": 5}, {"iterations": 0}, {"num_levels": 4}]
+)
+def test_superpixels_take_what_seeds_takes(values):
+    settings = SuperpixelConfig(num_superpixels=16, **values)
+    seeds(torch.zeros(1, 64, 64, 3, dtype=torch.uint8), **dataclasses.asdict(settings))
+
+
+def test_kappa_up_to_40():
+    assert dataclasses.replace(CONFIG, kappa=40).kappa == 40
+
+
+def test_the_order_of_projection_and_average_is_recorded():
+    assert CONFIG.pool_before_proj
+    published = dataclasses.replace(CONFIG, pool_before_proj=False)
+    assert published.to_dict()["pool_before_proj"] is False
+    assert CastConfig.from_dict(published.to_dict()) == published
+    assert not create_model("cast_mini", depths=(1,), num_clusters=(4,), pool_before_proj=False).config.pool_before_proj
 
 
 def test_published_dropouts():

@@ -10,6 +10,8 @@ from cast_kernels import assign_pool, farthest_point_sample
 
 from .attention import Attention
 
+MAX_KAPPA = 40.0  # as far as cast_kernels.assign_pool goes
+
 
 class PoolResult(NamedTuple):
     """What `GraphPool` returns; ``N`` tokens became ``K``."""
@@ -41,11 +43,12 @@ class GraphPool(nn.Module):
         num_heads: Heads of the attention that refines the grouping features; divides ``dim``.
         mlp_ratio: Width between ``fc1`` and ``fc2``, where pooling happens, in multiples of ``dim``.
         dropout: Dropout after ``fc1`` while training.
-        kappa: Sharpness of the softmax over clusters.
+        kappa: Sharpness of the softmax over clusters, in (0, 40].
         normalize: Sample farthest points among l2-normalised tokens. The published models do not.
 
     Raises:
-        ValueError: ``num_clusters`` is below 1, or ``num_heads`` does not divide ``dim``.
+        ValueError: ``num_clusters`` is no integer of at least 1, ``kappa`` is outside (0, 40], ``mlp_ratio`` leaves no
+            hidden channel, or ``num_heads`` does not divide ``dim``.
     """
 
     def __init__(
@@ -60,9 +63,13 @@ class GraphPool(nn.Module):
         normalize: bool = False,
     ) -> None:
         super().__init__()
-        if num_clusters < 1:
-            raise ValueError(f"expected num_clusters >= 1, got {num_clusters}")
+        if isinstance(num_clusters, bool) or not isinstance(num_clusters, int) or num_clusters < 1:
+            raise ValueError(f"expected num_clusters to be an integer >= 1, got {num_clusters!r}")
+        if not 0.0 < kappa <= MAX_KAPPA:
+            raise ValueError(f"expected kappa in (0, {MAX_KAPPA:g}], got {kappa}")
         hidden_dim = int(dim * mlp_ratio)
+        if hidden_dim < 1:
+            raise ValueError(f"expected mlp_ratio to leave at least one of {dim} channels, got {mlp_ratio}")
         self.dim = dim
         self.num_clusters = num_clusters
         self.kappa = kappa
@@ -92,7 +99,8 @@ class GraphPool(nn.Module):
             `PoolResult`. Sampling carries no gradient; everything else is differentiable and the same from run to run.
 
         Raises:
-            ValueError: A shape does not match, or there are fewer tokens than clusters.
+            TypeError: An argument is not a tensor, or the tokens are not floating point.
+            ValueError: A shape or the mask's dtype does not match, or there are fewer tokens than clusters.
         """
         self._check(tokens, cls, mask)
         indices = self.sample(tokens, mask)
@@ -112,7 +120,11 @@ class GraphPool(nn.Module):
 
     @torch.no_grad()
     def sample(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return the centroids' indices ``[B, K]`` int64: farthest points from the mean of the valid tokens."""
+        """Return the centroids' indices ``[B, K]`` int64: farthest points from the mean of the valid tokens.
+
+        Arguments and errors are those of `forward`.
+        """
+        self._check(tokens, None, mask)
         if not self.normalize:
             return farthest_point_sample(tokens, self.num_clusters, start="mean", mask=mask)
         # The start is the direction of the mean of the raw tokens, not the mean of their directions, so it is a point
@@ -125,6 +137,11 @@ class GraphPool(nn.Module):
         return farthest_point_sample(points, self.num_clusters + 1, start=0, mask=valid)[:, 1:] - 1
 
     def _check(self, tokens: Tensor, cls: Tensor | None, mask: Tensor | None) -> None:
+        for name, x in (("tokens", tokens), ("cls", cls), ("mask", mask)):
+            if not isinstance(x, Tensor) and (x is not None or name == "tokens"):
+                raise TypeError(f"expected {name} to be a torch.Tensor, got {type(x).__name__}")
+        if not tokens.is_floating_point():
+            raise TypeError(f"expected floating point tokens, got {tokens.dtype}")
         if tokens.ndim != 3 or tokens.shape[2] != self.dim:
             raise ValueError(f"expected tokens [B, N, {self.dim}], got {tuple(tokens.shape)}")
         if tokens.shape[1] < self.num_clusters:

@@ -1,7 +1,6 @@
 """From a feature map and a label map to one token per superpixel (CAST, section 3.1)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cast_kernels import segment_mean
@@ -32,20 +31,21 @@ def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def superpixel_tokens(
-    features: Tensor, labels: Tensor, num_segments: int, pos_embed: Tensor, proj: nn.Conv2d | None = None
+    features: Tensor, labels: Tensor, num_segments: int, pos_embed: Tensor, proj: nn.Module | None = None
 ) -> tuple[Tensor, Tensor]:
     """Average features and positions over each superpixel: ``token[s] = mean(features[s]) + mean(pos_embed[s])``.
 
-    With ``proj`` the features are those before that 1x1 convolution, which is applied to the means instead of to the
-    map: ``mean(W x + b) = W mean(x) + b``, equal to rounding, for as many products as there are superpixels instead of
-    cells. The bias does not reach empty superpixels.
+    With ``proj`` the features are those before that 1x1 convolution, which is applied to the means, as a map
+    ``[B, C, S, 1]``, instead of to the map of all cells: ``mean(W x + b) = W mean(x) + b``, equal to rounding, for as
+    many products as there are superpixels instead of cells. The bias does not reach empty superpixels.
 
     Args:
         features: Stem output ``[B, C, h, w]``, floating point.
         labels: Superpixels ``[B, H, W]``, integer, of any resolution; labels outside ``[0, num_segments)`` are ignored.
         num_segments: Number of segments S.
         pos_embed: Position table ``[1, h * w, C]``.
-        proj: 1x1 convolution that is still due, or None.
+        proj: 1x1 convolution that is still due, or whatever wraps or replaces it; None = none. It is called as a
+            module, hooks included.
 
     Returns:
         Tokens ``[B, S, C]`` in the dtype promoted from both, and which of them hold at least one cell, ``[B, S]``
@@ -59,6 +59,7 @@ def superpixel_tokens(
         return tokens, count > 0
     mean, count = segment_mean(features.permute(0, 2, 3, 1), labels, num_segments)
     mask = count > 0
-    tokens = F.linear(mean.to(proj.weight.dtype), proj.weight.flatten(1), proj.bias) * mask[..., None]
+    tokens = proj(mean[:, :, None].permute(0, 3, 1, 2))  # [B, C, S, 1], channels last in memory
+    tokens = tokens.squeeze(3).transpose(1, 2) * mask[..., None]
     place, _ = segment_mean(positions.expand(labels.shape[0], -1, -1, -1), labels, num_segments)
     return tokens + place, mask

@@ -5,7 +5,8 @@ Source: Ke, Mo, Yu, "Learning Hierarchical Image Segmentation For Recognition an
 """
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from cast_kernels import seeds, seeds_count
 
 from .config import CastConfig
 from .init import init_linear, init_weights
-from .inputs import channels_first, check_labels, normalise, to_uint8
+from .inputs import channels_first, check_count_covers, check_labels, normalise, to_uint8
 
 
 class PooledLevel(NamedTuple):
@@ -72,7 +73,9 @@ class Cast(nn.Module):
     Images are uint8 ``[B, 3, H, W]`` or ``[B, H, W, 3]``, normalised inside, or floating point ``[B, 3, H, W]``,
     normalised already, with H and W multiples of 8. Superpixels are an integer map ``labels [B, H, W]``, taken at the
     top-left pixel of each 8 x 8 cell, of which ``num_segments`` exist: labels outside ``[0, num_segments)`` belong to
-    no segment. By default they are made of the image, on its device, by `superpixels`.
+    no segment. By default they are made of the image, on its device, by `superpixels`; ``num_segments`` is the number
+    that this gives, whatever the labels. Labels of another origin need theirs: on the CPU larger ones are refused, on
+    other devices and when compiled they would have to be waited for, and are ignored.
 
     A superpixel without a cell is a zero token. It takes part in attention and pooling, as in the published model, but
     is never sampled as a centroid while others are left.
@@ -82,14 +85,15 @@ class Cast(nn.Module):
 
     Attributes:
         stem: The `ConvStem`.
-        pool_before_proj: Whether the stem's projection follows the average over superpixels (default) or, as
-            published, comes before it: equal to rounding, 2.8 % fewer FLOPs.
         cls_token: ``[1, 1, C]``.
         pos_embed: ``[1, N, C]``: the frozen sin-cos table of the ``img_size`` grid, a buffer that is not saved, or a
             learned parameter whose first row is the class token's. Other grids compute or bicubically resize it.
         stages: Per level, ``blocks`` and ``pool``.
         norm: The final `LayerNorm`.
         head: The classifier, or the identity for ``num_classes=0``.
+        image_mean: ``[1, 3, 1, 1]``, what uint8 images are normalised with: a buffer that is not saved and that stays
+            float32 whatever the model is cast to.
+        image_std: The same.
     """
 
     pos_embed: Tensor
@@ -102,14 +106,15 @@ class Cast(nn.Module):
         dim = config.embed_dim
         side = config.img_size // ConvStem.stride
         self.grad_checkpointing = False
-        self.pool_before_proj = True
 
         self.stem = ConvStem(config.in_chans, dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         if config.pos_embed == "learned":
             self.pos_embed = nn.Parameter(torch.zeros(1, 1 + side * side, dim))
         else:
-            self.register_buffer("pos_embed", sincos_2d(side, side, dim), persistent=False)
+            self.register_buffer("pos_embed", torch.empty(1, side * side, dim), persistent=False)
+        for name in ("image_mean", "image_std"):
+            self.register_buffer(name, torch.empty(1, config.in_chans, 1, 1), persistent=False)
         total = sum(config.depths)
         rates = iter([config.drop_path * i / max(1, total - 1) for i in range(total)])
         self.stages = nn.ModuleList(
@@ -118,10 +123,34 @@ class Cast(nn.Module):
         self.stages[-1].pool.requires_grad_(False)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.head = nn.Linear(dim, config.num_classes) if config.num_classes else nn.Identity()
-        for name in ("mean", "std"):
-            values = torch.tensor(getattr(config, name)).view(1, -1, 1, 1)
-            self.register_buffer(f"image_{name}", values, persistent=False)
         init_weights(self, config.init)
+        self.init_non_persistent_buffers()
+        self.register_load_state_dict_post_hook(_after_loading)
+
+    def init_non_persistent_buffers(self) -> None:
+        """Compute what a state dict does not hold: the sin-cos table, and the mean and deviation of images.
+
+        Called when weights are loaded; after `to_empty` without loading, call it yourself. They follow the device of
+        the class token, and the table its dtype.
+        """
+        like = self.cls_token
+        if self.config.pos_embed == "sincos":
+            side = self.config.img_size // ConvStem.stride
+            # Made on the CPU, so that a model's table does not depend on where its weights were loaded.
+            self.pos_embed = sincos_2d(side, side, self.config.embed_dim, device="cpu").to(like)
+        self._set_image_statistics(like.device)
+
+    def _set_image_statistics(self, device: torch.device) -> None:
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(self.config, name), dtype=torch.float32, device="cpu")
+            setattr(self, f"image_{name}", values.view(1, -1, 1, 1).to(device))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Cast":
+        """Do what `nn.Module` does for `to`, `half` and the like, but keep the image statistics in float32."""
+        super()._apply(fn, recurse)
+        if self.image_mean.dtype != torch.float32:
+            self._set_image_statistics(self.image_mean.device)
+        return self
 
     def forward(self, image: Tensor, labels: Tensor | None = None, num_segments: int | None = None) -> Tensor:
         """Classify images.
@@ -129,14 +158,17 @@ class Cast(nn.Module):
         Args:
             image: uint8 ``[B, 3, H, W]`` or ``[B, H, W, 3]``, or normalised floating point ``[B, 3, H, W]``.
             labels: Superpixels ``[B, H, W]``, integer; None = SEEDS on the image.
-            num_segments: Number of superpixels, labels beyond which are ignored; None = what `num_segments` gives.
+            num_segments: Number of superpixels, labels beyond which are ignored; None = as many as `superpixels` makes
+                of such an image.
 
         Returns:
             Logits ``[B, num_classes]``, or the class embedding ``[B, C]`` of a model without classifier.
 
         Raises:
-            TypeError: An input has the wrong dtype.
-            ValueError: An input has the wrong shape, or there are fewer superpixels than ``config.num_clusters[0]``.
+            TypeError: An input has the wrong type or dtype.
+            ValueError: An input has the wrong shape, there are fewer superpixels than ``config.num_clusters[0]``, or,
+                without ``num_segments`` and where it can be seen without waiting (on the CPU, not compiled), labels
+                are beyond the default number.
 
         Deterministic in eval mode.
         """
@@ -201,10 +233,15 @@ class Cast(nn.Module):
             Labels ``[B, H, W]`` int32, in ``[0, seeds_count(H, W, num_superpixels, num_levels))``.
 
         Raises:
-            TypeError: The image has the wrong dtype.
-            ValueError: The image has the wrong shape.
+            TypeError: The image has the wrong type or dtype.
+            ValueError: The image has the wrong shape, is too small, or is not RGB.
         """
         image = channels_first(image, self.config.in_chans)
+        if self.config.in_chans != 3:
+            raise ValueError(
+                f"expected labels: superpixels are made of RGB images only, and this model has in_chans="
+                f"{self.config.in_chans}"
+            )
         settings = self.config.superpixels
         return seeds(
             to_uint8(image, self.image_mean, self.image_std),
@@ -218,13 +255,17 @@ class Cast(nn.Module):
         )
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by a fresh one, or for ``num_classes=0`` by the identity; updates ``config``."""
+        """Replace the classifier by a fresh one, or for ``num_classes=0`` by the identity; updates ``config``.
+
+        Raises:
+            ValueError: ``num_classes`` is no integer of at least 0; the model is as before then.
+        """
         config = dataclasses.replace(self.config, num_classes=num_classes)
-        self.config, self.head = config, nn.Identity()
+        head: nn.Module = nn.Identity()
         if num_classes:
             head = nn.Linear(config.embed_dim, num_classes, device=self.cls_token.device, dtype=self.cls_token.dtype)
             init_linear(head, config.init)
-            self.head = head
+        self.config, self.head = config, head
 
     def no_weight_decay(self) -> set[str]:
         """Return the parameters, besides biases and norms, that the published DeiT training does not decay."""
@@ -250,6 +291,9 @@ class Cast(nn.Module):
         if num_segments is None:
             request = self._request(image, num_superpixels)
             num_segments = seeds_count(*image.shape[2:], request, self.config.superpixels.num_levels)
+            check_count_covers(labels, num_segments)
+        elif isinstance(num_segments, bool) or not isinstance(num_segments, int | torch.SymInt):
+            raise TypeError(f"expected num_segments to be an int, got {type(num_segments).__name__}")
         if num_segments < self.config.num_clusters[0]:
             raise ValueError(
                 f"expected at least num_clusters[0] = {self.config.num_clusters[0]} superpixels, got {num_segments} "
@@ -257,9 +301,10 @@ class Cast(nn.Module):
                 "with smaller num_clusters"
             )
         pixels = normalise(image, self.image_mean, self.image_std, self.cls_token.dtype)
-        features = self.stem.hidden(pixels) if self.pool_before_proj else self.stem(pixels)
+        late = self.config.pool_before_proj
+        features = self.stem.hidden(pixels) if late else self.stem(pixels)
         cls, positions = self._positions(features.shape[-2:])
-        proj = self.stem.proj if self.pool_before_proj else None
+        proj = self.stem.proj if late else None
         tokens, mask = superpixel_tokens(features, labels, num_segments, positions, proj)
         cls = cls.expand(tokens.shape[0], -1, -1).to(tokens.dtype)
         for stage in self.stages:
@@ -300,6 +345,10 @@ class Cast(nn.Module):
             return num_superpixels
         area = image.shape[2] * image.shape[3]
         return max(1, round(self.config.superpixels.num_superpixels * area / self.config.img_size**2))
+
+
+def _after_loading(model: Cast, _incompatible_keys: Any) -> None:
+    model.init_non_persistent_buffers()  # a model built on the meta device has none until now
 
 
 def _level(tokens: Tensor, cls: Tensor, mask: Tensor | None, pooled: PoolResult) -> PooledLevel:
