@@ -1,5 +1,6 @@
-"""Files that are written whole or not at all: a temporary neighbour first, then one rename."""
+"""Files that are written whole or not at all (a temporary neighbour first, then one rename), and their hashes."""
 
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -28,3 +29,9 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def hash_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

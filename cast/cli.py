@@ -2,44 +2,46 @@
 
 import argparse
 import os
-import shutil
 import sys
-import time
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import metadata
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cast._terminal import Progress, exit_code, prepare_streams, printable, stop_signals
+
 if TYPE_CHECKING:
-    from cast.results import FileResult
     from cast.weights import LoadedModel
 
-_INTERRUPTED = 130  # what shells report for Ctrl-C
-_BROKEN_PIPE = 141  # and for SIGPIPE
+_BROKEN_PIPE = 141  # what shells report for SIGPIPE
+_MOST_SUPERPIXELS = 65536  # labels that the superpixel algorithm can hold
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: that of the process) and return its exit code.
 
-    0: everything done. 1: some photos could not be segmented. 2: the command line cannot be followed. 130: stopped by
-    Ctrl-C; photos finished until then are complete. 141: stopped because nobody reads the output any more.
+    0: everything done. 1: some photos could not be segmented. 2: the command line cannot be followed. 129, 130, 143:
+    stopped by SIGHUP, Ctrl-C or SIGTERM; photos finished until then are complete. 141: stopped because nobody reads the
+    output any more.
     """
+    prepare_streams()
     parser = _parser()
     arguments = parser.parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a file name that the terminal cannot show stops nothing
-    try:
-        return arguments.run(arguments)
-    except _UsageError as error:
-        print(f"{parser.prog} {arguments.command}: error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # whoever read the paths, as in `cast segment ... | head -1`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails once more
-        return _BROKEN_PIPE
-    except KeyboardInterrupt:
-        print("\nstopped; finished results are complete, nothing half-written is left", file=sys.stderr)
-        return _INTERRUPTED
+    with stop_signals(restore=argv is not None):
+        try:
+            return arguments.run(arguments)
+        except _UsageError as error:
+            print(f"{parser.prog} {arguments.command}: error: {printable(str(error))}", file=sys.stderr)
+            return 2
+        except BrokenPipeError:  # whoever read the paths, as in `cast segment ... | head -1`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails once more
+            return _BROKEN_PIPE
+        except KeyboardInterrupt as stop:
+            with suppress(OSError):  # the terminal may be gone
+                print("\nstopped; finished results are complete, nothing half-written is left", file=sys.stderr)
+            return exit_code(stop)
 
 
 class _UsageError(Exception):
@@ -60,19 +62,23 @@ def _parser() -> argparse.ArgumentParser:
         "superpixels.png, level1.png .., panel.png, hierarchy.npz (label maps and parents) and hierarchy.json.",
     )
     segment.add_argument("photos", nargs="+", metavar="PHOTO", help="a file, a folder, or a glob in quotes")
-    segment.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder of all results")
+    segment.add_argument("--out", required=True, type=_folder, metavar="DIR", help="the folder of all results")
     _add_model_options(segment)
     segment.add_argument(
         "--superpixels",
-        type=_positive,
+        type=_superpixels,
         metavar="N",
-        help="how many to ask for (default: 196 per 224 x 224 pixels)",
+        help=f"how many to ask for, up to {_MOST_SUPERPIXELS} (default: 196 per 224 x 224 pixels)",
     )
     segment.add_argument(
         "--levels", type=_levels, metavar="K,K,..", help="segments of each level, fine to coarse (default: 64,32,16,8)"
     )
     segment.add_argument(
-        "--size", type=_positive, default=224, metavar="S", help="short side of the network's input (default: 224)"
+        "--size",
+        type=_positive,
+        default=224,
+        metavar="S",
+        help="short side of the network's input, 8 to 8192; with --crop a multiple of 8 (default: 224)",
     )
     segment.add_argument(
         "--crop", action="store_true", help="the published evaluation transform: resize, then the central square"
@@ -87,7 +93,11 @@ def _parser() -> argparse.ArgumentParser:
         "demo", help="segment the photo that comes with the package", description="Segment the photo of the package."
     )
     demo.add_argument(
-        "--out", type=Path, default=Path("cast_demo"), metavar="DIR", help="folder of the result (default: ./cast_demo)"
+        "--out",
+        type=_folder,
+        default=Path("cast_demo"),
+        metavar="DIR",
+        help="folder of the result (default: ./cast_demo)",
     )
     _add_model_options(demo)
     demo.set_defaults(run=_demo)
@@ -128,14 +138,30 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _superpixels(text: str) -> int:
+    if (count := _positive(text)) > _MOST_SUPERPIXELS:
+        raise argparse.ArgumentTypeError(f"expected at most {_MOST_SUPERPIXELS}, got {count}")
+    return count
+
+
 def _levels(text: str) -> tuple[int, ...]:
-    return tuple(_positive(part.strip()) for part in text.split(","))
+    levels = tuple(_positive(part.strip()) for part in text.split(","))
+    if list(levels) != sorted(levels, reverse=True):
+        raise argparse.ArgumentTypeError(f"expected numbers of segments from fine to coarse, got {text!r}")
+    return levels
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("expected a folder, got an empty name")
+    return Path(text)
 
 
 def _segment(arguments: argparse.Namespace) -> int:
-    from cast.data import find_images  # Pillow and NumPy
+    from cast.data import find_images
     from cast.segment import Settings
 
+    _check_request(arguments)
     photos, failures = [], []
     for pattern in arguments.photos:
         try:
@@ -151,22 +177,55 @@ def _segment(arguments: argparse.Namespace) -> int:
 
     from cast.results import segment_files
 
-    progress = _Progress(len(photos))
+    progress = Progress(len(photos))
     done = skipped = 0
     progress.show(photos[0].name)
     for result in segment_files(
         loaded, photos, arguments.out, settings, soft=arguments.soft, skip_existing=arguments.skip_existing
     ):
         if result.error is not None:
-            failures.append(result.error if str(result.photo) in result.error else f"{result.photo}: {result.error}")
+            named = str(result.photo) in result.error
+            failures.append(result.error if named else f"{result.photo}: {_in_options(result.error)}")
         done += result.error is None
         skipped += result.skipped
         progress.advance(result, photos)
     return _report(done, skipped, failures, arguments.out)
 
 
+def _check_request(arguments: argparse.Namespace) -> None:
+    """Raise _UsageError for whatever can be seen to be wrong before a model is built."""
+    from cast.data.geometry import check_size
+    from cast.models.registry import CONFIGS
+
+    try:
+        check_size(arguments.size, arguments.crop)
+    except ValueError as error:
+        raise _UsageError(f"--size{' and --crop' if arguments.crop else ''}: {error}") from error
+    if arguments.model not in CONFIGS:
+        return  # loading it will say so, and which there are
+    own = CONFIGS[arguments.model].num_clusters
+    levels = arguments.levels or own
+    if len(levels) != len(own):
+        raise _UsageError(
+            f"--levels: {arguments.model} groups {len(own)} times, so expected {len(own)} levels, got {levels}"
+        )
+    if arguments.superpixels is not None and arguments.superpixels < levels[0]:
+        raise _UsageError(
+            f"--superpixels {arguments.superpixels} are fewer than the {levels[0]} segments of the first of --levels"
+        )
+
+
+def _in_options(message: str) -> str:
+    """What the model says about its arguments, in the words of the command line."""
+    message = message.replace("num_clusters[0]", "the first of --levels").replace("num_clusters", "--levels")
+    message = message.replace("num_superpixels", "--superpixels")
+    return message if "superpixels" not in message else f"{message} (see --superpixels, --levels and --size)"
+
+
 def _demo(arguments: argparse.Namespace) -> int:
-    _make_folder(arguments.out.absolute().parent)
+    from cast.result_folders import workspace
+
+    _make_folder(workspace(arguments.out))
     loaded = _load(arguments, None)
 
     from cast.results import segment_file
@@ -175,9 +234,9 @@ def _demo(arguments: argparse.Namespace) -> int:
         try:
             segment_file(loaded, photo, arguments.out)
         except (ValueError, OSError) as error:
-            print(f"cast demo: error: {error}", file=sys.stderr)
+            print(f"cast demo: error: {printable(str(error))}", file=sys.stderr)
             return 1
-    print(arguments.out / "panel.png")
+    print(printable(str(arguments.out / "panel.png")))
     return 0
 
 
@@ -211,46 +270,9 @@ def _report(done: int, skipped: int, failures: list[str], out: Path) -> int:
     """Print what was done and, last, what was not; return the exit code."""
     if done:
         already = f" ({skipped} already there)" if skipped else ""
-        print(f"{done} {'photo' if done == 1 else 'photos'} in {out}{already}", file=sys.stderr)
+        print(printable(f"{done} {'photo' if done == 1 else 'photos'} in {out}{already}"), file=sys.stderr)
     if failures:
         print(f"{len(failures)} {'error' if len(failures) == 1 else 'errors'}:", file=sys.stderr)
         for failure in failures:
-            print(f"  {failure}", file=sys.stderr)
+            print(f"  {printable(failure)}", file=sys.stderr)
     return 1 if failures else 0
-
-
-class _Progress:
-    """Panels on stdout; on stderr a bar where it is a terminal, else a line per photo."""
-
-    def __init__(self, total: int):
-        self.total, self.finished = total, 0
-        self.bar = sys.stderr.isatty()
-        self.start = time.monotonic()
-
-    def show(self, name: str) -> None:
-        """Draw the bar, with the name of the photo at work."""
-        if self.bar:
-            filled = 24 * self.finished // self.total
-            left = f"[{'#' * filled}{'.' * (24 - filled)}] {self.finished}/{self.total} {self._left()} {name}"
-            sys.stderr.write("\r\x1b[K" + left[: shutil.get_terminal_size().columns - 1])
-            sys.stderr.flush()
-
-    def advance(self, result: "FileResult", photos: list[Path]) -> None:
-        """Count one photo and print where its panel is."""
-        self.finished += 1
-        if self.bar:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-        else:
-            word = "failed" if result.error is not None else "already there" if result.skipped else "done"
-            print(f"{self.finished}/{self.total} {result.photo}: {word}", file=sys.stderr)
-        if result.error is None:
-            print(result.folder / "panel.png", flush=True)
-        if self.finished < self.total:
-            self.show(photos[self.finished].name)
-
-    def _left(self) -> str:
-        if not self.finished:
-            return ""
-        seconds = round((time.monotonic() - self.start) / self.finished * (self.total - self.finished))
-        return f"{seconds // 60}:{seconds % 60:02d} left"

@@ -6,16 +6,16 @@ segmentations are nested by construction: two pixels that share a segment share 
 """
 
 import os
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cast._files import replace_file
+from cast._hierarchy_checks import check_labels, check_logits, check_range, integer
+from cast._hierarchy_file import read_tables
 
 
 class Hierarchy:
@@ -53,31 +53,27 @@ class Hierarchy:
             TypeError: A label map or a table is not an integer tensor, or ``soft`` is not floating point.
             ValueError: Shapes or devices do not fit together, or a parent is out of range (CPU).
         """
-        _check_labels("superpixels", superpixels, 3)
+        check_labels("superpixels", superpixels, 3)
         if not parents:
             raise ValueError("expected at least one table of parents, got none")
         for level, table in enumerate(parents):
-            _check_labels(f"parents[{level}]", table, 2, superpixels)
+            check_labels(f"parents[{level}]", table, 2, superpixels)
         if soft is not None:
             if len(soft) != len(parents):
                 raise ValueError(f"expected one soft assignment per table of parents ({len(parents)}), got {len(soft)}")
             for level, (table, p) in enumerate(zip(parents, soft, strict=True)):
-                _check_logits(f"soft[{level}]", p, superpixels, table.shape[1])
+                check_logits(f"soft[{level}]", p, superpixels, table.shape[1])
         if num_coarsest is None:
             last = parents[-1]
             num_coarsest = soft[-1].shape[2] if soft is not None else (int(last.max()) + 1 if last.numel() else 0)
-        counts = (*(table.shape[1] for table in parents), int(num_coarsest))
+        counts = (*(table.shape[1] for table in parents), integer("num_coarsest", num_coarsest))
         for level, table in enumerate(parents):
             if soft is not None and soft[level].shape[2] != counts[level + 1]:
                 raise ValueError(
                     f"soft[{level}] assigns to {soft[level].shape[2]} segments, but level {level + 1} has "
                     f"{counts[level + 1]}"
                 )
-            if table.device.type == "cpu" and table.numel() and not 0 <= table.min() <= table.max() < counts[level + 1]:
-                raise ValueError(
-                    f"parents[{level}] must lie in [0, {counts[level + 1]}), got {int(table.min())} .. "
-                    f"{int(table.max())}"
-                )
+            check_range(f"parents[{level}]", table, counts[level + 1])
         self._set(superpixels, parents, soft, counts)
 
     @classmethod
@@ -93,28 +89,33 @@ class Hierarchy:
             superpixels: Integer labels ``[B, H, W]``.
             logits: Floating point ``[B, N_l, N_{l+1}]``, fine to coarse, at least one.
             parents: The argmax of the logits int64 ``[B, N_l]``, where it is known already, as from ``assign_pool``,
-                which takes it before the logits are rounded to half precision.
+                which takes it before the logits are rounded to half precision. Checked as by the constructor.
 
         Returns:
             The hierarchy of ``len(logits) + 1`` levels.
 
         Raises:
-            TypeError: The superpixels are not integers or the logits are not floating point.
-            ValueError: Shapes or devices do not fit together.
+            TypeError: The superpixels or parents are not integers, or the logits are not floating point.
+            ValueError: Shapes or devices do not fit together, or a parent is out of range (CPU).
         """
-        _check_labels("superpixels", superpixels, 3)
+        check_labels("superpixels", superpixels, 3)
         if not logits:
             raise ValueError("expected the logits of at least one level, got none")
         rows = None
         for level, table in enumerate(logits):
-            _check_logits(f"logits[{level}]", table, superpixels, rows)
+            check_logits(f"logits[{level}]", table, superpixels, rows)
             if table.shape[2] == 0:
                 raise ValueError(f"logits[{level}] has no clusters: {tuple(table.shape)}")
             rows = table.shape[2]
         if parents is None:
             parents = [table.detach().argmax(-1) for table in logits]
-        elif [table.shape for table in parents] != [table.shape[:2] for table in logits]:
-            raise ValueError("expected one table of parents [B, N_l] per level of logits")
+        else:
+            for level, table in enumerate(parents):
+                check_labels(f"parents[{level}]", table, 2, superpixels)
+            if [table.shape for table in parents] != [table.shape[:2] for table in logits]:
+                raise ValueError("expected one table of parents [B, N_l] per level of logits")
+            for level, (table, scores) in enumerate(zip(parents, logits, strict=True)):
+                check_range(f"parents[{level}]", table, scores.shape[2])
         self = cls.__new__(cls)
         self._set(
             superpixels,
@@ -216,8 +217,10 @@ class Hierarchy:
         """The same hierarchy on a grid of ``height x width`` pixels, by nearest neighbour (pixel centres aligned).
 
         Raises:
+            TypeError: A side is not an integer.
             ValueError: A side is smaller than 1, or the label maps have no pixel.
         """
+        height, width = integer("height", height), integer("width", width)
         if height < 1 or width < 1 or 0 in self.size:
             raise ValueError(f"cannot resize label maps of {self.size} to {(height, width)}")
         rows, columns = (
@@ -235,7 +238,8 @@ class Hierarchy:
         return self.batch_size
 
     def __getitem__(self, index: int) -> "Hierarchy":
-        """The hierarchy of one image, with a batch size of 1."""
+        """The hierarchy of one image, with a batch size of 1; slices are not supported (TypeError)."""
+        index = integer("the index of one image", index)
         if not -self.batch_size <= index < self.batch_size:
             raise IndexError(f"image {index} of a batch of {self.batch_size}")
         one = slice(index % self.batch_size, index % self.batch_size + 1)
@@ -308,26 +312,18 @@ class Hierarchy:
         """Read what ``save`` (or ``cast segment``, which stores one image without the batch dimension) has written.
 
         Raises:
-            ValueError: The file is not such a file.
+            OSError: The file cannot be opened.
+            ValueError: The file is no such file, or its tables contradict each other.
         """
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
-            counts = arrays["num_segments"].tolist()
-            single = arrays["level0"].ndim == 2
-            steps = range(len(counts) - 1)
-
-            def tensor(name: str) -> Tensor:
-                return torch.from_numpy(arrays[name][None] if single else arrays[name])
-
-            soft = [tensor(f"assignments{level}") for level in steps] if "assignments0" in arrays else None
-            parents = [tensor(f"parents{level}") for level in steps]
-            superpixels = tensor("level0").int()
-        except (KeyError, EOFError, TypeError, AttributeError, ValueError, BadZipFile, zlib.error) as error:
-            raise ValueError(f"{os.fspath(path)} does not hold a hierarchy: {error}") from error
-        return cls(superpixels, parents, soft, num_coarsest=counts[-1])
+        with open(path, "rb") as file:
+            try:
+                superpixels, parents, soft, counts = read_tables(file)
+                return cls(superpixels, parents, soft, num_coarsest=counts[-1])
+            except Exception as error:  # damaged files raise nearly anything: BadZipFile, zlib.error, SyntaxError
+                raise ValueError(f"{os.fspath(path)} does not hold a hierarchy: {error}") from error
 
     def _check_level(self, level: int) -> int:
+        level = integer("level", level)
         if not 0 <= level < self.num_levels:
             raise ValueError(f"expected a level in [0, {self.num_levels}), got {level}")
         return level
@@ -341,32 +337,3 @@ class Hierarchy:
             self.num_segments,
         )
         return other
-
-
-def _check_labels(name: str, labels: Tensor, dims: int, like: Tensor | None = None) -> None:
-    """Raise unless ``labels`` is an integer tensor of ``dims`` dimensions with the batch and device of ``like``."""
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"expected {name} to be an integer tensor, got {type(labels).__name__}")
-    if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
-        raise TypeError(f"expected {name} to be an integer tensor, got {labels.dtype}")
-    if labels.dim() != dims:
-        raise ValueError(f"expected {name} {['[B, N]', '[B, H, W]'][dims - 2]}, got {tuple(labels.shape)}")
-    if like is not None:
-        _check_batch(name, labels, like)
-
-
-def _check_logits(name: str, table: Tensor, superpixels: Tensor, rows: int | None) -> None:
-    """Raise unless ``table`` is a floating point ``[B, N, K]`` with ``rows`` segments (None: any)."""
-    if not isinstance(table, Tensor) or not table.is_floating_point():
-        raise TypeError(f"expected {name} to be a floating point tensor, got {getattr(table, 'dtype', type(table))}")
-    if table.dim() != 3 or (rows is not None and table.shape[1] != rows):
-        raise ValueError(f"expected {name} [B, {'N' if rows is None else rows}, K], got {tuple(table.shape)}")
-    _check_batch(name, table, superpixels)
-
-
-def _check_batch(name: str, tensor: Tensor, like: Tensor) -> None:
-    if tensor.shape[0] != like.shape[0] or tensor.device != like.device:
-        raise ValueError(
-            f"{name} holds {tensor.shape[0]} images on {tensor.device}, "
-            f"the superpixels {like.shape[0]} on {like.device}"
-        )

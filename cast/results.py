@@ -3,11 +3,7 @@
 import json
 import os
 import platform
-import secrets
-import shutil
 import time
-import unicodedata
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,14 +14,15 @@ import PIL
 import torch
 from PIL import Image
 
+from cast._files import hash_file
 from cast.colors import hierarchy_colors
 from cast.data import read_image
 from cast.panel import color_map, draw_outlines, draw_panel
+from cast.result_folders import FORMAT, check_replaceable, is_complete, replace_folder, result_names
 from cast.segment import DEFAULT_SETTINGS, Segmentation, Settings, segment_image
-from cast.weights import SEED, LoadedModel, hash_file
+from cast.weights import SEED, LoadedModel
 from cast_kernels import __version__
 
-FORMAT = "cast-hierarchy-1"
 RANDOM_NOTE = f"Random weights (seed {SEED}): superpixels follow the photo, but the grouping is untrained."
 
 
@@ -82,6 +79,7 @@ def segment_file(
     """Segment one image file and write its results as ``folder``, whole or not at all.
 
     Earlier results of the same photo in ``folder`` are replaced in the end; anything else there is never touched.
+    An empty folder is filled.
 
     Raises:
         ValueError: The photo cannot be read or segmented, or ``folder`` holds something else.
@@ -124,13 +122,13 @@ def run_settings(loaded: LoadedModel, settings: Settings, soft: bool) -> dict[st
 def write_results(
     folder: Path, segmentation: Segmentation, about: dict[str, Any], *, random: bool, soft: bool = False
 ) -> None:
-    """Write the files of one photo into a temporary folder beside ``folder``, then rename it.
+    """Write the files of one photo, whole or not at all.
 
     Files: ``superpixels.png``, ``level1.png`` .. , ``hierarchy.npz``, ``hierarchy.json`` and ``panel.png``. Label maps
     are those of the photo's own pixels.
 
     Args:
-        folder: The folder to create, or to replace (its parent must exist).
+        folder: The folder to create, or whose results to replace (its parent must exist). A symbolic link stays one.
         segmentation: What to write.
         about: Further entries of ``hierarchy.json``.
         random: Whether the weights are random: the panel and the JSON say so.
@@ -143,9 +141,7 @@ def write_results(
         arrays |= {f"soft{level}": full.soft(level)[0].float().numpy() for level in range(1, full.num_levels)}
     table = _json_table(segmentation, arrays, about, random)
 
-    temporary = folder.with_name(f".{secrets.token_hex(8)}.tmp")
-    temporary.mkdir()
-    try:
+    with replace_folder(folder) as temporary:
         Image.fromarray(draw_outlines(segmentation.photo, arrays["level0"])).save(temporary / "superpixels.png")
         for level in range(1, full.num_levels):
             color_map(arrays[f"level{level}"], colors[level]).save(temporary / f"level{level}.png")
@@ -154,9 +150,6 @@ def write_results(
         panel.save(temporary / "panel.png")
         np.savez_compressed(temporary / "hierarchy.npz", **arrays)
         (temporary / "hierarchy.json").write_text(table, encoding="ascii")
-        _swap(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _json_table(segmentation: Segmentation, arrays: dict, about: dict, random: bool) -> str:
@@ -190,81 +183,3 @@ def _layout(value: Any) -> str:
     if isinstance(value, list):
         return "[\n" + ",\n".join(f"  {json.dumps(item, allow_nan=False)}" for item in value) + "\n ]"
     return json.dumps(value, allow_nan=False)
-
-
-def _swap(temporary: Path, folder: Path) -> None:
-    """Put ``temporary`` in the place of ``folder``; what was there is removed only afterwards."""
-    if not folder.exists():
-        temporary.rename(folder)
-        return
-    old = folder.with_name(f".{secrets.token_hex(8)}.old")
-    folder.rename(old)
-    try:
-        temporary.rename(folder)
-    except BaseException:
-        old.rename(folder)
-        raise
-    shutil.rmtree(old)
-
-
-def check_replaceable(folder: Path, photo: Path) -> None:
-    """Raise ValueError unless ``folder`` is free or holds nothing but earlier results of the same photo."""
-    if not folder.exists() and not folder.is_symlink():
-        return
-    about = _read_about(folder)
-    if about is None or not all(_is_ours(entry) for entry in folder.iterdir()):
-        raise ValueError(f"{folder} exists and holds other files than earlier results; choose another --out")
-    if about["photo"]["path"] != os.path.abspath(photo) and about["photo"]["sha256"] != hash_file(photo):
-        raise ValueError(f"{folder} holds the results of another photo, {about['photo']['path']}; choose another --out")
-
-
-def is_complete(folder: Path, photo: Path, settings: dict[str, Any]) -> bool:
-    """Whether ``folder`` holds results of the photo's present content, with these settings."""
-    about = _read_about(folder)
-    if about is None or about["settings"] != settings or about["photo"]["sha256"] != hash_file(photo):
-        return False
-    levels = [f"level{level}.png" for level in range(1, 1 + len(settings["config"]["num_clusters"]))]
-    return all((folder / name).is_file() for name in ("superpixels.png", *levels, "panel.png", "hierarchy.npz"))
-
-
-def _is_ours(entry: Path) -> bool:
-    stem, _, extension = entry.name.partition(".")
-    if extension == "png":
-        return stem in ("superpixels", "panel") or (stem.startswith("level") and stem[5:].isdecimal())
-    return entry.name in ("hierarchy.npz", "hierarchy.json")
-
-
-def _read_about(folder: Path) -> dict[str, Any] | None:
-    """The JSON of earlier results, or None if this is no such folder."""
-    try:
-        about = json.loads((folder / "hierarchy.json").read_text(encoding="ascii"))
-        known = about["format"] == FORMAT and {"path", "sha256"} <= about["photo"].keys() and "settings" in about
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return about if known else None
-
-
-def result_names(photos: Sequence[Path]) -> list[str]:
-    """A folder name for each photo: its stem, with extension and parent folders where that alone is not unique.
-
-    Raises:
-        ValueError: A photo is given twice.
-    """
-    parts = [Path(os.path.abspath(photo)).parts[1:] for photo in photos]
-    if len(set(parts)) < len(parts):
-        raise ValueError("the same photo was given twice")
-    names, parents = [photo.stem for photo in photos], 0
-    while clashing := {name for name, times in Counter(map(_folded, names)).items() if times > 1}:
-        for index, path in enumerate(parts):
-            if _folded(names[index]) in clashing:
-                names[index] = "_".join([*path[:-1][max(0, len(path) - 1 - parents) :], path[-1].replace(".", "_")])
-        parents += 1
-        if parents > max(map(len, parts)):
-            # only names such as a/b_c.jpg and a_b/c.jpg come this far: their order decides
-            names = [f"{name}_{index}" for index, name in enumerate(names)]
-    return names
-
-
-def _folded(name: str) -> str:
-    """Names that a case-insensitive or normalising file system takes for the same are equal when folded."""
-    return unicodedata.normalize("NFC", os.fspath(name)).casefold()

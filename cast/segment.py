@@ -17,7 +17,7 @@ class Settings:
     """How photos are segmented.
 
     Attributes:
-        size: Short side of the network's input in pixels.
+        size: Short side of the network's input in pixels, in [8, 8192]; a multiple of 8 with ``crop``.
         crop: Whether the network sees the published central square instead of the whole photo.
         num_superpixels: Number of superpixels to ask for; None: the model's number, in proportion to the area.
     """

@@ -1,18 +1,14 @@
 """A model by name, with the weights of a file or, without one, random weights that are the same in every run."""
 
-import argparse
-import hashlib
 import os
-import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
+from cast._files import hash_file
+from cast._weight_files import read_weights
 from cast.models import Cast, create_model
 from cast.models.official import load_official
 from cast.models.registry import CONFIGS
@@ -109,26 +105,22 @@ def load_weights(model: Cast, path: str | os.PathLike[str]) -> None:
 
     Args:
         model: The model, changed in place.
-        path: A ``.safetensors`` file with this package's parameter names, or a PyTorch file with these or the published
-            names: a state dict, or a published checkpoint around one (of MoCo-v3 pre-training the base encoder is
-            taken). PyTorch files are read with ``weights_only=True``, so they cannot run code.
+        path: A ``.safetensors`` file or a PyTorch file, with this package's parameter names or the published ones: a
+            state dict, or a published checkpoint around one (of MoCo-v3 pre-training the base encoder is taken).
+            The prefixes of ``DataParallel`` and ``torch.compile`` are removed. PyTorch files are read with
+            ``weights_only=True``, so they cannot run code.
 
     Raises:
-        ValueError: The file cannot be read, or its weights are not those of this model.
+        ValueError: The file cannot be read, its weights are not finite floating point numbers, or they are not those
+            of this model.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"no such file of weights: {path}")
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else _state_dict(_load_pickle(path))
-    except pickle.UnpicklingError as error:  # PyTorch's own words recommend to lift the protection
-        raise ValueError(f"{path} is not a PyTorch file of plain tensors, or not safe to read") from error
-    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or [repr(error)])[0]
-        raise ValueError(f"cannot read weights from {path}: {reason}") from error
+    state = read_weights(path)
     published = any(name.startswith("patch_embed.") for name in state)
     try:
         head = state.get("head.weight")
+        if head is not None and (head.dim() != 2 or not head.numel()):
+            raise ValueError(f"expected head.weight [num_classes, C], got shape {tuple(head.shape)}")
         classes = 0 if head is None else head.shape[0]
         if classes != model.config.num_classes:
             model.reset_classifier(classes)
@@ -138,33 +130,3 @@ def load_weights(model: Cast, path: str | os.PathLike[str]) -> None:
             model.load_state_dict(state)
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"the weights in {path} do not fit the model: {error}") from error
-
-
-def hash_file(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _load_pickle(path: Path) -> Mapping:
-    # the published DeiT checkpoints carry their command line as a Namespace, which cannot do anything either
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _state_dict(checkpoint: Mapping) -> dict[str, Tensor]:
-    """The state dict inside a checkpoint, without the prefixes that training wrappers leave."""
-    state = checkpoint
-    if isinstance(checkpoint, Mapping):
-        state = next((checkpoint[k] for k in ("state_dict", "model") if isinstance(checkpoint.get(k), Mapping)), state)
-    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
-        raise ValueError("expected a state dict of tensors by name")
-    encoder = "module.base_encoder."
-    if any(name.startswith(encoder) for name in state):
-        state = {name.removeprefix(encoder): value for name, value in state.items() if name.startswith(encoder)}
-        # its head is the projector of the contrastive loss, not a classifier
-        state = {name: value for name, value in state.items() if not name.startswith("head.")}
-    state = {name.removeprefix("module."): value for name, value in state.items()}
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError("expected a state dict of tensors")
-    return state

@@ -256,6 +256,66 @@ def test_load_rejects_damaged_files(tmp_path):
         Hierarchy.load(path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"level0": np.full((1, 3, 4), 2**33)}, r"level0 must lie in \[-1, 6\)"),
+        ({"level0": np.full((1, 3, 4), -2)}, r"level0 must lie in \[-1, 6\)"),
+        ({"level0": np.zeros((1, 3, 4))}, "level0 of signed integers"),
+        ({"level0": np.zeros((1, 3, 4), np.uint64)}, "level0 of signed integers"),
+        ({"level0": np.zeros((3, 3, 3, 3), int)}, r"superpixels \[B, H, W\]"),
+        ({"num_segments": np.array([9, 2])}, "for 2 levels"),
+        ({"num_segments": np.array([6, 3, 2, 2])}, "for 4 levels"),
+        ({"num_segments": np.array([9, 3, 2])}, r"have \[6, 3\] rows"),
+        ({"num_segments": np.zeros(0, int)}, "at least two levels"),
+        ({"num_segments": np.array(6)}, "at least two levels"),
+        ({"num_segments": np.array([6.0, 3.0, 2.0])}, "num_segments of signed integers"),
+        ({"num_segments": np.array([6, 3, 1])}, r"parents\[1\] must lie in \[0, 1\)"),
+        ({"parents0": np.full((1, 6), 2**32)}, r"parents\[0\] must lie in"),
+        ({"parents0": np.zeros((2, 6), int)}, "holds 2 images"),
+        ({"parents1": np.zeros(3, int)}, r"parents\[1\] \[B, N\]"),
+        ({"assignments0": np.zeros((1, 6, 3))}, "assignments0, assignments1"),
+        ({"assignments0": np.zeros((1, 6, 2)), "assignments1": np.zeros((1, 3, 2))}, "assigns to 2"),
+    ],
+)
+def test_load_rejects_tables_that_contradict_each_other(tmp_path, changes, match):
+    arrays = {
+        "num_segments": np.array([6, 3, 2]),
+        "level0": np.arange(12).reshape(1, 3, 4) % 7 - 1,
+        "parents0": np.array([[0, 1, 2, 2, 1, 0]]),
+        "parents1": np.array([[0, 1, 1]]),
+    }
+    path = tmp_path / "h.npz"
+    np.savez(path, **arrays)
+    assert Hierarchy.load(path).num_segments == (6, 3, 2)
+    np.savez(path, **arrays | changes)
+    with pytest.raises(ValueError, match=match) as error:
+        Hierarchy.load(path)
+    assert str(path) in str(error.value)
+
+
+def test_load_of_changed_bytes_gives_a_hierarchy_or_a_value_error(tmp_path):
+    path = tmp_path / "h.npz"
+    Hierarchy.from_assignments(*make()).save(path)
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(200):
+        broken = whole.copy()
+        broken[rng.integers(0, len(broken), 3)] = rng.integers(0, 256, 3)
+        path.write_bytes(broken.tobytes())
+        try:
+            Hierarchy.load(path)
+        except ValueError:
+            refused += 1
+    assert refused > 100
+
+
+def test_a_missing_file_is_an_os_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Hierarchy.load(tmp_path / "absent.npz")
+
+
 def test_tables_are_plain_numbers():
     hierarchy = Hierarchy.from_assignments(*make())
     table = hierarchy.tables()[1]
@@ -291,6 +351,22 @@ INTS, TABLE = torch.zeros(2, 4, 4, dtype=torch.int64), torch.zeros(2, 6, dtype=t
             r"logits\[1\] \[B, 4, K\]",
             lambda: Hierarchy.from_assignments(INTS, [torch.zeros(2, 6, 4), torch.zeros(2, 5, 2)]),
         ),
+        (
+            ValueError,
+            r"parents\[0\] must lie in \[0, 3\), got 99",
+            lambda: Hierarchy.from_assignments(INTS, [torch.zeros(2, 6, 3)], [TABLE + 99]),
+        ),
+        (
+            TypeError,
+            r"parents\[0\] to be an integer",
+            lambda: Hierarchy.from_assignments(INTS, [torch.zeros(2, 6, 3)], [TABLE.float()]),
+        ),
+        (TypeError, "superpixels to be an integer", lambda: Hierarchy(INTS.to(torch.uint64), [TABLE])),
+        (TypeError, "num_coarsest to be an integer", lambda: Hierarchy(INTS, [TABLE], num_coarsest=1.5)),
+        (TypeError, "index of one image.*slice", lambda: Hierarchy(INTS, [TABLE])[0:1]),
+        (TypeError, "height to be an integer, got float", lambda: Hierarchy(INTS, [TABLE]).resize(3.5, 4)),
+        (TypeError, "width to be an integer, got float", lambda: Hierarchy(INTS, [TABLE]).resize(3, 4.0)),
+        (TypeError, "level to be an integer", lambda: Hierarchy(INTS, [TABLE]).labels(1.0)),
         (ValueError, "level in", lambda: Hierarchy(INTS, [TABLE]).labels(2)),
         (ValueError, "level in", lambda: Hierarchy(INTS, [TABLE]).chain(-1)),
         (ValueError, "cannot resize", lambda: Hierarchy(INTS, [TABLE]).resize(0, 3)),

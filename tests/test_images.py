@@ -1,3 +1,4 @@
+import json
 import struct
 import zlib
 
@@ -208,7 +209,23 @@ def test_a_file_whose_name_looks_like_a_glob(tmp_path):
     assert find_images(path) == [path]
 
 
+def test_pictures_in_result_folders_are_not_photos(tmp_path):
+    about = {"format": "cast-hierarchy-1", "photo": {"path": "/x.png", "sha256": "0"}, "settings": {}}
+    for folder, text in (("ours", json.dumps(about)), ("theirs", '{"format": "other"}'), ("none", None)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "level1.png").write_bytes(b"x")
+        if text:
+            (tmp_path / folder / "hierarchy.json").write_text(text)
+    found = find_images(str(tmp_path / "**" / "*"))
+    assert found == [tmp_path / "none" / "level1.png", tmp_path / "theirs" / "level1.png"]
+    with pytest.raises(ValueError, match="no images in the folder"):
+        find_images(tmp_path / "ours")
+    assert find_images(tmp_path / "ours" / "level1.png") == [tmp_path / "ours" / "level1.png"]
+
+
 def test_find_images_finds_nothing(tmp_path):
+    with pytest.raises(ValueError, match="empty name"):
+        find_images("")
     (tmp_path / "notes.txt").write_bytes(b"x")
     with pytest.raises(ValueError, match="no such file or folder"):
         find_images(tmp_path / "absent")
@@ -246,7 +263,9 @@ def test_fit_geometry(height, width, size, network):
         # what torchvision's Resize(256) and CenterCrop(224) do
         (300, 451, (256, 384), (16, 80, 224, 224)),
         (451, 300, (384, 256), (80, 16, 224, 224)),
-        (375, 500, (256, 341), (16, 58, 224, 224)),
+        (375, 500, (256, 341), (16, 58, 224, 224)),  # 58.5: half to even
+        (256, 343, (256, 343), (16, 60, 224, 224)),  # 59.5
+        (347, 256, (347, 256), (62, 16, 224, 224)),  # 61.5
         (333, 500, (256, 384), (16, 80, 224, 224)),
         (20, 20, (256, 256), (16, 16, 224, 224)),
     ],
@@ -261,6 +280,20 @@ def test_crop_geometry(height, width, resized, crop):
     assert 0 <= top < bottom <= height
     assert 0 <= left < right <= width
     assert geometry.cut(rgb(height, width)).shape == (bottom - top, right - left, 3)
+
+
+@pytest.mark.parametrize("crop", [False, True])
+@pytest.mark.parametrize(("height", "width"), [(1, 16), (16, 1), (1, 1), (2, 31), (3, 40), (1, 2)])
+def test_the_network_sees_at_least_one_pixel_each_way(height, width, crop):
+    for size in (8, 224):
+        geometry = (crop_geometry if crop else fit_geometry)(height, width, size)
+        top, left, bottom, right = geometry.region
+        assert 0 <= top < bottom <= height
+        assert 0 <= left < right <= width
+        assert geometry.cut(rgb(height, width)).shape == (bottom - top, right - left, 3)
+        # what is cut out overlaps with what the network sees
+        assert left * geometry.resized[1] < (geometry.crop[1] + geometry.crop[3]) * width
+        assert right * geometry.resized[1] > geometry.crop[1] * width
 
 
 def test_same_size_is_the_identity():
@@ -299,7 +332,9 @@ def test_restored_labels_lie_where_the_photo_has_them(height, width, crop):
     [
         ("too narrow", lambda: fit_geometry(1, 500)),
         ("too narrow", lambda: crop_geometry(500, 1)),
-        ("at least 8", lambda: fit_geometry(30, 30, 7)),
+        ("8 to 8192 pixels, got 7", lambda: fit_geometry(30, 30, 7)),
+        ("8 to 8192 pixels, got 8193", lambda: fit_geometry(30, 30, 8193)),
+        ("8 to 8192 pixels, got 8200", lambda: crop_geometry(30, 30, 8200)),
         ("multiple of 8", lambda: crop_geometry(30, 30, 100)),
         ("at least one pixel", lambda: fit_geometry(0, 30)),
         ("expected an image of", lambda: fit_geometry(30, 40).apply(rgb(40, 30))),

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from cast.colors import hierarchy_colors
 from cast.hierarchy import Hierarchy
@@ -104,6 +104,31 @@ def test_panel_shows_every_level_in_its_colours():
     panel = np.asarray(draw_panel(photo, hierarchy)).astype(int)
     for color in hierarchy_colors(hierarchy)[1][:1].astype(int):
         assert (np.abs(panel - color).max(2) <= 2).sum() > 1000
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 24), (128, 8)])
+def test_every_tile_has_its_caption(monkeypatch, height, width):
+    photo, hierarchy = np.full((height, width, 3), 90, np.uint8), halves(height, width)
+    written, places, text = [], [], ImageDraw.ImageDraw.text
+
+    def remember(draw, place, caption, *arguments, **options):
+        if caption:
+            written.append(caption)
+            places.append(place)
+        text(draw, place, caption, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageDraw.ImageDraw, "text", remember)
+        captioned = np.asarray(draw_panel(photo, hierarchy)).astype(int)
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda *_, **__: None)
+    bare = np.asarray(draw_panel(photo, hierarchy)).astype(int)
+    ways = ["level 1: 2-way", "level 2: 2-way", "level 3: 2-way", "level 4: 1-way"]
+    assert written == ["photo", "2 superpixels", *ways]
+    assert len(set(places)) == 6
+    ink = (captioned != bare).any(2)
+    assert (bare[ink] == 255).all()  # captions lie on paper, not on pictures
+    for x, y in places:  # letters around the place of each
+        assert ink[round(y) - 8 : round(y) + 8, round(x) - 20 : round(x) + 20].sum() > 40
 
 
 def test_note_is_written_in_warning_colour_and_only_if_there_is_one():

@@ -1,5 +1,3 @@
-import argparse
-import json
 import os
 import signal
 import subprocess
@@ -11,18 +9,15 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from segment_helpers import FILES, QUICK, left_in, make_scene, read, segment
 
 import cast.results
 from cast import Hierarchy, create_model
 from cast.cli import main
 from cast.data import read_image
-from cast.models.official import to_official
 from cast.results import result_names
 from cast.segment import Settings, segment_image
 from cast.weights import load_model
-
-FILES = {"superpixels.png", *(f"level{n}.png" for n in (1, 2, 3, 4)), "panel.png", "hierarchy.npz", "hierarchy.json"}
-QUICK = ["--model", "cast_mini", "--size", "64", "--superpixels", "100", "--levels", "16,8,4,2", "--device", "cpu"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -36,11 +31,7 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def scene():
-    """A smooth gradient with a disc: something whose contours superpixels can follow."""
-    y, x = np.mgrid[:90, :130]
-    image = np.stack([2 * y + 20, x + 60, 220 - y], -1).astype(np.uint8)
-    image[(y - 45) ** 2 + (x - 60) ** 2 < 900] = (230, 40, 30)
-    return image
+    return make_scene()
 
 
 @pytest.fixture
@@ -49,20 +40,6 @@ def photo(tmp_path, scene):
     path.parent.mkdir()
     Image.fromarray(scene).save(path)
     return path
-
-
-def segment(*arguments):
-    return main(["segment", *map(str, arguments), *QUICK])
-
-
-def read(folder):
-    about = json.loads((folder / "hierarchy.json").read_text(encoding="ascii"))
-    with np.load(folder / "hierarchy.npz") as arrays:
-        return about, {name: arrays[name] for name in arrays.files}
-
-
-def left_in(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 def test_results_of_one_photo(tmp_path, photo, scene, capsys):
@@ -324,7 +301,8 @@ def test_interrupted_replacement_keeps_the_old_results(tmp_path, photo, monkeypa
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
-def test_ctrl_c_in_a_real_process(tmp_path, photo, scene):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_signals_to_a_real_process(tmp_path, photo, scene, number, code):
     for n in range(40):
         Image.fromarray(scene).save(photo.with_name(f"n{n}.png"))
     command = [sys.executable, "-m", "cast", "segment", str(photo.parent), "--out", str(tmp_path / "out"), *QUICK]
@@ -332,9 +310,9 @@ def test_ctrl_c_in_a_real_process(tmp_path, photo, scene):
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     finished = process.stdout.readline().strip()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 130, err
+    assert process.returncode == code, err
     assert "stopped" in err
     assert "Traceback" not in err
     assert Path(finished).is_file()
@@ -345,7 +323,10 @@ def test_ctrl_c_in_a_real_process(tmp_path, photo, scene):
     ("arguments", "message"),
     [
         (["--levels", "16,8,4"], "expected 4 levels"),
-        (["--levels", "2,4,8,16"], "fine to coarse"),
+        (["--size", "7"], "--size: expected a size of 8 to 8192 pixels, got 7"),
+        (["--size", "8200"], "--size: expected a size of 8 to 8192 pixels"),
+        (["--size", "20", "--crop"], "--size and --crop: a square crop needs a size that is a multiple of 8"),
+        (["--superpixels", "12"], "--superpixels 12 are fewer than the 16 segments of the first of --levels"),
         (["--model", "cast_huge"], "unknown model"),
         (["--device", "cuda:99"], "CUDA device"),
         (["--device", "abacus"], "expected a device"),
@@ -356,11 +337,34 @@ def test_ctrl_c_in_a_real_process(tmp_path, photo, scene):
 def test_command_lines_that_cannot_be_followed(tmp_path, photo, arguments, message, capsys):
     assert main(["segment", str(photo), "--out", str(tmp_path / "out"), *QUICK, *arguments]) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists() or not left_in(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--size", "9000"], ["--size", "20", "--crop"], ["--superpixels", "12"], ["--levels", "9,8,7"]]
+)
+def test_settings_are_checked_before_a_model_is_built(tmp_path, photo, monkeypatch, arguments):
+    def too_late(*_, **__):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("cast.weights.load_model", too_late)
+    assert main(["segment", str(photo), "--out", str(tmp_path / "out"), *QUICK, *arguments]) == 2
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--levels", "16,x"], ["--levels", ""], ["--superpixels", "0"], ["--size", "-8"], ["--unknown"], []],
+    [
+        ["--levels", "16,x"],
+        ["--levels", ""],
+        ["--levels", "2,4,8,16"],
+        ["--superpixels", "0"],
+        ["--superpixels", "65537"],
+        ["--size", "-8"],
+        ["--out", ""],
+        ["--unknown"],
+        [],
+    ],
 )
 def test_command_lines_that_argparse_rejects(tmp_path, photo, arguments, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -372,9 +376,9 @@ def test_command_lines_that_argparse_rejects(tmp_path, photo, arguments, capsys)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--superpixels", "12"], "num_clusters"),
-        (["--size", "8"], "superpixels"),
-        (["--size", "20", "--crop"], "multiple"),
+        (["--size", "8"], "--superpixels"),
+        (["--size", "16", "--superpixels", "17"], "--superpixels"),
+        (["--size", "40", "--superpixels", "64", "--levels", "64,8,4,2"], "the first of --levels = 64 superpixels"),
     ],
 )
 def test_settings_that_a_photo_cannot_follow(tmp_path, photo, arguments, message, capsys):
@@ -388,39 +392,6 @@ def test_out_that_cannot_be_a_folder(tmp_path, photo, capsys):
     assert "cannot create the folder" in capsys.readouterr().err
     assert segment(photo, "--out", tmp_path / "file" / "out") == 2
     assert (tmp_path / "file").read_text() == "mine"
-
-
-def weights_files(tmp_path, model):
-    """The same weights in every form that is read."""
-    state = model.state_dict()
-    save_file(state, tmp_path / "own.safetensors")
-    torch.save(state, tmp_path / "own.pth")
-    published = to_official(model)
-    torch.save(published, tmp_path / "published.pth")
-    torch.save({"model": published, "args": argparse.Namespace(lr=1.0)}, tmp_path / "deit.pth")
-    wrapped = {f"module.{name}": value for name, value in published.items()}
-    torch.save({"epoch": 1, "state_dict": wrapped}, tmp_path / "probe.pth.tar")
-    encoder = {f"module.base_encoder.{n}": v for n, v in published.items() if not n.startswith("head.")}
-    encoder |= {"module.base_encoder.head.0.weight": torch.zeros(3, 3), "module.predictor.0.weight": torch.zeros(3)}
-    torch.save({"epoch": 1, "state_dict": encoder}, tmp_path / "moco.pth.tar")
-    return ["own.safetensors", "own.pth", "published.pth", "deit.pth", "probe.pth.tar", "moco.pth.tar"]
-
-
-def test_weights_of_every_form(tmp_path, scene):
-    torch.manual_seed(3)
-    model = create_model("cast_mini", num_classes=7).eval()
-    image = torch.from_numpy(scene[:88, :128].copy())[None]
-    labels = (torch.arange(88)[:, None] // 8 * 16 + torch.arange(128) // 8)[None]
-    with torch.inference_mode():
-        expected = model(image, labels, 176)
-        embedding = model.forward_head(model.forward_features(image, labels, 176), pre_logits=True)
-    for name in weights_files(tmp_path, model):
-        loaded = load_model("cast_mini", weights=tmp_path / name, device="cpu")
-        assert not loaded.random
-        assert loaded.weights == str(tmp_path / name)
-        with torch.inference_mode():
-            found = loaded.model(image, labels, 176)
-        assert torch.equal(found, embedding if name.startswith("moco") else expected), name
 
 
 def test_weights_are_named_in_the_results(tmp_path, photo, capsys):
@@ -440,31 +411,6 @@ def test_random_weights_are_named_in_the_panel(tmp_path, photo):
     assert segment(photo, "--out", tmp_path / "out") == 0
     red = (read_image(tmp_path / "out/disc/panel.png") == (190, 30, 20)).all(2)
     assert red.sum() > 100
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("w.safetensors", b"nonsense", "cannot read weights"),
-        ("w.pth", b"nonsense", "cannot read weights|not a PyTorch file"),
-        ("w.pth", {"state_dict": 3}, "expected a state dict of tensors"),
-        ("w.pth", [1, 2], "expected a state dict"),
-        ("w.pth", {"stages.0.x": torch.zeros(2)}, "do not fit"),
-        ("w.pth", {"patch_embed.x": torch.zeros(2)}, "do not fit"),
-        ("w.pth", {}, "expected a state dict"),
-        ("w.pth", {"evil": print}, "not safe to read"),
-    ],
-)
-def test_wrong_weights(tmp_path, name, content, message):
-    path = tmp_path / name
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        torch.save(content, path)
-    with pytest.raises(ValueError, match=message) as error:
-        load_model("cast_mini", weights=path)
-    assert str(path) in str(error.value)
-    assert "weights_only" not in str(error.value)  # no advice to lift the protection
 
 
 def test_segment_image_for_python_users(scene):

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from cast.result_folders import read_about
+
 # Pillow claims these extensions but cannot decode them by itself (it needs a stub handler, Windows or Ghostscript).
 _UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 _WHITE = 255
@@ -20,15 +22,17 @@ def find_images(pattern: str | os.PathLike[str]) -> list[Path]:
 
     Args:
         pattern: A file (taken as it is, whatever its name), a folder (the images directly in it), or a glob
-            (``**`` crosses folders). In folders and globs, hidden files and files without an image extension are left
-            out.
+            (``**`` crosses folders). In folders and globs, hidden files, files without an image extension and the
+            pictures in result folders of ``cast segment`` are left out.
 
     Returns:
         At least one path, none of them twice.
 
     Raises:
-        ValueError: There is no such path, no image in the folder, or no image matches the glob.
+        ValueError: The name is empty, there is no such path, no image in the folder, or no image matches the glob.
     """
+    if not os.fspath(pattern):
+        raise ValueError("expected a file, a folder or a glob, got an empty name")
     path = Path(pattern)
     if path.is_file():
         return [path]
@@ -50,7 +54,8 @@ def find_images(pattern: str | os.PathLike[str]) -> list[Path]:
 def _images(paths: Iterable[Path]) -> list[Path]:
     extensions = image_extensions()
     kept = {p for p in paths if p.suffix.lower() in extensions and not p.name.startswith(".") and p.is_file()}
-    return sorted(kept, key=_natural)
+    results = {folder for folder in {p.parent for p in kept} if read_about(folder) is not None}
+    return sorted((p for p in kept if p.parent not in results), key=_natural)
 
 
 def _natural(path: Path) -> tuple:
