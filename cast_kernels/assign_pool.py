@@ -85,6 +85,16 @@ def _shares(logits: Tensor) -> tuple[Tensor, Tensor]:
 _op = torch.library.custom_op("cast_kernels::assign_pool", mutates_args=())(assign_pool_ref)
 
 
+@_op.register_kernel("cuda")
+def _cuda(u: Tensor, centroids: Tensor, z: Tensor, kappa: float) -> tuple[Tensor, Tensor, Tensor]:
+    if u.dtype == torch.float64:
+        return assign_pool_ref(u, centroids, z, kappa)
+    from cast_kernels.kernels import assign_pool as kernels
+
+    with torch.cuda.device(u.device):
+        return kernels.forward(u, centroids, z, kappa)
+
+
 @_op.register_fake
 def _(u, centroids, z, kappa):
     B, N, _ = u.shape
@@ -93,29 +103,74 @@ def _(u, centroids, z, kappa):
 
 
 # 4. Gradient: P is computed again instead of being kept
-def _setup_context(ctx, inputs, output):
-    u, centroids, z, ctx.kappa = inputs
-    ctx.save_for_backward(u, centroids, z)
-    ctx.mark_non_differentiable(output[2])
-
-
 @full_precision
-def _backward(ctx, grad_logits, grad_pooled, _grad_parents):
-    u, centroids, z = ctx.saved_tensors
+def assign_pool_backward_ref(
+    u: Tensor, centroids: Tensor, z: Tensor, kappa: float, grad_logits: Tensor, grad_pooled: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients of ``u`` and ``z``."""
     unit, inverse = _normalise(u)
     centres = gather_rows(unit, centroids)
     cosine = (unit @ centres.mT).clamp(-1.0, 1.0)
-    share, weight = _shares(ctx.kappa * cosine)
+    share, weight = _shares(kappa * cosine)
     wide = z.to(share.dtype)
     grad_sum = grad_pooled.to(share.dtype) / weight  # gradient of P^T z, [B, K, D]
     pooled = share.mT @ wide / weight
     grad_share = wide @ grad_sum.mT - (pooled * grad_sum).sum(-1)[:, None]  # [B, N, K]; the second term is P^T 1's
     grad_z = share @ grad_sum
     grad_softmax = share * (grad_share - (share * grad_share).sum(-1, keepdim=True))
-    grad_cosine = ctx.kappa * (grad_logits.to(share.dtype) + grad_softmax)
+    grad_cosine = kappa * (grad_logits.to(share.dtype) + grad_softmax)
     grad_unit = grad_cosine @ centres + sum_rows(grad_cosine.mT @ unit, centroids, u.shape[1])
     grad_u = (grad_unit - unit * (unit * grad_unit).sum(-1, keepdim=True)) * inverse
-    return grad_u.to(u.dtype), None, grad_z.to(z.dtype), None
+    return grad_u.to(u.dtype).contiguous(), grad_z.to(z.dtype).contiguous()
+
+
+_op_backward = torch.library.custom_op("cast_kernels::assign_pool_backward", mutates_args=())(assign_pool_backward_ref)
+
+
+@_op_backward.register_kernel("cuda")
+def _backward_cuda(
+    u: Tensor, centroids: Tensor, z: Tensor, kappa: float, grad_logits: Tensor, grad_pooled: Tensor
+) -> tuple[Tensor, Tensor]:
+    if u.dtype == torch.float64:
+        return assign_pool_backward_ref(u, centroids, z, kappa, grad_logits, grad_pooled)
+    from cast_kernels.kernels import assign_pool_backward as kernels
+
+    if not kernels.takes(u, centroids, z):  # float32 and large images: products of this size are a library's work
+        return assign_pool_backward_ref(u, centroids, z, kappa, grad_logits, grad_pooled)
+    with torch.cuda.device(u.device):
+        return kernels.backward(u, centroids, z, kappa, grad_logits, grad_pooled)
+
+
+@_op_backward.register_fake
+def _(u, centroids, z, kappa, grad_logits, grad_pooled):
+    return u.new_empty(u.shape), z.new_empty(z.shape)
+
+
+def _setup_context(ctx, inputs, output):
+    u, centroids, z, ctx.kappa = inputs
+    ctx.save_for_backward(u, centroids, z)
+    ctx.mark_non_differentiable(output[2])
+
+
+def _backward(ctx, grad_logits, grad_pooled, _grad_parents):
+    u, centroids, z = ctx.saved_tensors
+    grad_u, grad_z = torch.ops.cast_kernels.assign_pool_backward(u, centroids, z, ctx.kappa, grad_logits, grad_pooled)
+    return grad_u, None, grad_z, None
+
+
+def _setup_backward_context(ctx, inputs, output):
+    u, centroids, z, ctx.kappa, grad_logits, grad_pooled = inputs
+    ctx.save_for_backward(u, centroids, z, grad_logits, grad_pooled)
+
+
+def _backward_of_backward(ctx, grad_grad_u, grad_grad_z):
+    centroids = ctx.saved_tensors[1]
+    with torch.enable_grad():
+        u, z, *grads = [ctx.saved_tensors[i].detach().requires_grad_() for i in (0, 2, 3, 4)]
+        outputs = assign_pool_backward_ref(u, centroids, z, ctx.kappa, *grads)
+        found = torch.autograd.grad(outputs, (u, z, *grads), (grad_grad_u, grad_grad_z))
+    return found[0], None, found[1], None, *found[2:]
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)
+_op_backward.register_autograd(_backward_of_backward, setup_context=_setup_backward_context)

@@ -82,7 +82,7 @@ def _examine(op: str, device: str) -> Finding:
     try:
         backend, reason = choose(device)
     except ImportError as error:
-        return Finding(op, device, "missing", "the extension is not available", str(error))
+        return Finding(op, device, "missing", "what it runs on is not available", str(error))
     try:
         problem = check(device)
     except Exception as error:  # whatever an op raises here is the finding
@@ -107,8 +107,10 @@ def _lab_backend(device: str) -> tuple[str, str]:
     return "PyTorch reference", "the extension was built without nvcc"
 
 
-def _reference(device: str) -> tuple[str, str]:
-    return "PyTorch reference", "this version has no kernel for it"
+def _kernel(device: str) -> tuple[str, str]:
+    if device == "cpu":
+        return "PyTorch reference", "the CPU's path"
+    return f"Triton {metadata.version('triton')}", "float64 runs the PyTorch reference"
 
 
 # Self-tests: the op as users call it, against a definition written a second way. None, or what is wrong.
@@ -210,10 +212,10 @@ def _check_gradient(out: torch.Tensor, x: torch.Tensor, oracle: torch.Tensor, ex
 _OPS: dict[str, tuple[Callable[[str], tuple[str, str]], Callable[[str], str | None]]] = {
     "seeds": (_seeds_backend, _check_seeds),
     "rgb_to_lab": (_lab_backend, _check_lab),
-    "segment_mean": (_reference, _check_segment_mean),
-    "farthest_point_sample": (_reference, _check_sampling),
-    "assign_pool": (_reference, _check_assign_pool),
-    "unpool": (_reference, _check_unpool),
-    "unpool_concat": (_reference, _check_unpool_concat),
+    "segment_mean": (_kernel, _check_segment_mean),
+    "farthest_point_sample": (_kernel, _check_sampling),
+    "assign_pool": (_kernel, _check_assign_pool),
+    "unpool": (_kernel, _check_unpool),
+    "unpool_concat": (_kernel, _check_unpool_concat),
     "superpixel_metrics": (lambda device: ("NumPy", "on the host"), _check_metrics),
 }

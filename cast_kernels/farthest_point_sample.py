@@ -36,8 +36,8 @@ def farthest_point_sample(
         mask: Valid tokens [B, N], bool, True where a token is valid; None = all. A masked token is neither picked while
             valid ones are left, nor part of the mean.
         precision: "exact" equals float64 arithmetic wherever the best and second-best distance differ by more than
-            1e-5 of the best; "fast" may compute distances at the precision of bfloat16 where a kernel gains by it.
-            The reference, which runs here, computes both in float64.
+            1e-5 of the best, and gives equal tokens in the order of their indices. "fast" on CUDA computes distances at
+            the precision of bfloat16. The CPU, and float64 on any device, compute both in float64.
         duplicates: "distinct" returns no index twice: when no unpicked token is at a positive distance, the lowest
             unpicked valid index follows, then the lowest masked one. "repeat" is the plain greedy rule of the published
             sampler, which then repeats the lowest valid index (index 0 where none is valid).
@@ -47,7 +47,8 @@ def farthest_point_sample(
 
     Raises:
         TypeError: A dtype is not supported.
-        ValueError: K > N, the start is out of range, or shapes, devices or options do not fit.
+        ValueError: K > N, the start is out of range, or shapes, devices or options do not fit; more than 32768 tokens
+            on CUDA, unless in float64.
 
     A token with a NaN counts as distance 0 from everything, and is left out of the mean. Deterministic; no gradient.
     """
@@ -113,6 +114,16 @@ def _squared_distance(x: Tensor, point: Tensor) -> Tensor:
 
 # 3. Registration
 _op = torch.library.custom_op("cast_kernels::farthest_point_sample", mutates_args=())(farthest_point_sample_ref)
+
+
+@_op.register_kernel("cuda")
+def _cuda(x: Tensor, num_samples: int, start: int, mask: Tensor | None, precision: str, duplicates: str) -> Tensor:
+    if x.dtype == torch.float64:
+        return farthest_point_sample_ref(x, num_samples, start, mask, precision, duplicates)
+    from cast_kernels.kernels import farthest_point_sample as kernels
+
+    with torch.cuda.device(x.device):
+        return kernels.forward(x, num_samples, start, mask, precision, duplicates)
 
 
 @_op.register_fake

@@ -13,6 +13,7 @@ from cast_kernels._checks import check_count, check_float, check_labels, check_s
 from cast_kernels._rows import accumulator, full_precision, gather_rows, sum_rows
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
+MAX_SEGMENTS = 16_384  # above, the reference runs: a kernel program holds one counter per segment in registers
 
 
 # 1. Public function
@@ -48,7 +49,9 @@ def segment_mean(
         TypeError: A dtype is not supported.
         ValueError: Shapes, grids or devices do not fit, or an interpolation is unknown.
 
-    Differentiable in ``x`` and ``add``. Deterministic, forward and backward.
+    Differentiable in ``x`` and ``add``, twice. Deterministic, forward and backward: bitwise equal from run to run. On
+    CUDA, float64 and more than 16384 segments run the plain PyTorch definition, all else kernels that never wait for
+    the host.
     """
     check_float("x", x)
     check_labels("labels", labels)
@@ -158,27 +161,110 @@ def _(x, labels, num_segments, add=None, interpolation=None, add_interpolation=N
     return x.new_empty(B, num_segments, C, dtype=dtype), x.new_empty(B, num_segments, dtype=torch.float32)
 
 
+@_op.register_kernel("cuda")
+def _cuda(x, labels, num_segments, add=None, interpolation=None, add_interpolation=None):
+    if not _has_kernel(x.dtype, num_segments) or (add is not None and add.dtype == torch.float64):
+        return segment_mean_ref(x, labels, num_segments, add, interpolation, add_interpolation)
+    from cast_kernels.kernels import segment_mean as kernels
+
+    with torch.cuda.device(x.device):
+        return kernels.forward(x, labels, num_segments, add, interpolation, add_interpolation)
+
+
+def _has_kernel(dtype: torch.dtype, num_segments: int) -> bool:
+    """float64 and very many segments take the reference, on every device."""
+    return dtype != torch.float64 and num_segments <= MAX_SEGMENTS
+
+
 # 4. Gradient: each pixel gets the gradient of its segment's mean over the count, a gather
+@full_precision
+def segment_mean_backward_ref(
+    grad_mean: Tensor,
+    labels: Tensor,
+    count: Tensor,
+    shape: list[int],
+    interpolation: str | None,
+    dtype: torch.dtype,
+    channels_first: bool,
+) -> Tensor:
+    """Gradient of a map of ``shape`` [B, h, w, C]; where its batch is 1 and that of the labels is not, their sum."""
+    grad_mean = grad_mean.to(accumulator(grad_mean.dtype)) / count.clamp(min=1)[..., None]
+    fine = gather_rows(grad_mean, labels.flatten(1)).unflatten(1, labels.shape[1:])  # [B, H', W', C]
+    if shape[0] != fine.shape[0]:
+        fine = fine.sum(0, keepdim=True)
+    grad = empty_map(grad_mean, shape, dtype, channels_first)
+    return grad.copy_(_resize_adjoint(fine, shape[1:3], interpolation))
+
+
+def empty_map(like: Tensor, shape: list[int], dtype: torch.dtype, channels_first: bool) -> Tensor:
+    """[B, h, w, C] in the memory order of the map whose gradient it will be."""
+    B, h, w, C = shape
+    if channels_first:
+        return like.new_empty(B, C, h, w, dtype=dtype).permute(0, 2, 3, 1)
+    return like.new_empty(B, h, w, C, dtype=dtype)
+
+
+def is_channels_first(x: Tensor) -> bool:
+    """Whether a map [B, H, W, C] lies in memory with its pixels closer together than its channels."""
+    return x.stride(3) > x.stride(2) and x.shape[3] > 1
+
+
+_op_backward = torch.library.custom_op("cast_kernels::segment_mean_backward", mutates_args=())(
+    segment_mean_backward_ref
+)
+
+
+@_op_backward.register_fake
+def _(grad_mean, labels, count, shape, interpolation, dtype, channels_first):
+    return empty_map(grad_mean, shape, dtype, channels_first)
+
+
+@_op_backward.register_kernel("cuda")
+def _backward_cuda(grad_mean, labels, count, shape, interpolation, dtype, channels_first):
+    if not _has_kernel(dtype, grad_mean.shape[1]) or grad_mean.dtype == torch.float64:
+        return segment_mean_backward_ref(grad_mean, labels, count, shape, interpolation, dtype, channels_first)
+    from cast_kernels.kernels import segment_mean as kernels
+
+    with torch.cuda.device(grad_mean.device):
+        return kernels.backward(grad_mean, labels, count, shape, interpolation, dtype, channels_first)
+
+
 def _setup_context(ctx, inputs, output):
-    x, labels, _, add, ctx.interpolation, ctx.add_interpolation = inputs
-    ctx.x_grid, ctx.x_dtype = x.shape[1:3], x.dtype
-    ctx.add_shape, ctx.add_dtype = (None, None) if add is None else (add.shape, add.dtype)
+    x, labels, _, add, interpolation, add_interpolation = inputs
+    ctx.maps = [None if m is None else (m.shape, m.dtype, is_channels_first(m)) for m in (x, add)]
+    ctx.interpolations = (interpolation, add_interpolation)
     ctx.save_for_backward(labels, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
-@full_precision
 def _backward(ctx, grad_mean, _grad_count):
     labels, count = ctx.saved_tensors
-    grad_mean = grad_mean.to(accumulator(grad_mean.dtype)) / count.clamp(min=1)[..., None]
-    fine = gather_rows(grad_mean, labels.flatten(1)).unflatten(1, labels.shape[1:])  # [B, H', W', C]
-    grad_x = grad_add = None
-    if ctx.needs_input_grad[0]:
-        grad_x = _resize_adjoint(fine, ctx.x_grid, ctx.interpolation).to(ctx.x_dtype)
-    if ctx.add_shape is not None and ctx.needs_input_grad[3]:
-        grad_add = fine if ctx.add_shape[0] == fine.shape[0] else fine.sum(0, keepdim=True)
-        grad_add = _resize_adjoint(grad_add, ctx.add_shape[1:3], ctx.add_interpolation).to(ctx.add_dtype)
-    return grad_x, None, None, grad_add, None, None
+    grads = [None, None]
+    for k, argument in enumerate((0, 3)):
+        if ctx.maps[k] is not None and ctx.needs_input_grad[argument]:
+            shape, dtype, channels_first = ctx.maps[k]
+            grads[k] = torch.ops.cast_kernels.segment_mean_backward(
+                grad_mean, labels, count, shape, ctx.interpolations[k], dtype, channels_first
+            )
+    return grads[0], None, None, grads[1], None, None
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)
+
+
+# 5. Gradient of the gradient: it is linear in grad_mean, and its transpose is the mean itself
+def _setup_context_backward(ctx, inputs, output):
+    grad_mean, labels, _, _, ctx.interpolation, _, _ = inputs
+    ctx.dtype = grad_mean.dtype
+    ctx.num_segments = grad_mean.shape[1]
+    ctx.save_for_backward(labels)
+
+
+def _double_backward(ctx, grad):
+    (labels,) = ctx.saved_tensors
+    grad = grad.expand(labels.shape[0], -1, -1, -1)
+    mean, _ = torch.ops.cast_kernels.segment_mean(grad, labels, ctx.num_segments, None, ctx.interpolation, None)
+    return mean.to(ctx.dtype), None, None, None, None, None, None
+
+
+_op_backward.register_autograd(_double_backward, setup_context=_setup_context_backward)

@@ -31,7 +31,8 @@ def unpool(coarse: Tensor, parents: Tensor) -> Tensor:
         TypeError: A dtype is not supported.
         ValueError: Shapes or devices do not fit.
 
-    Differentiable in ``coarse``; deterministic, forward and backward (the gradient is summed in float32).
+    Differentiable in ``coarse``; deterministic, forward and backward (the gradient is summed in float32). On CUDA a
+    gradient that is not finite spreads to all parents of its image and channel.
     """
     check_float("coarse", coarse)
     _check_parents(coarse, parents)
@@ -109,6 +110,16 @@ def _op(levels: Sequence[Tensor], parents: Sequence[Tensor]) -> Tensor:
     return unpool_concat_ref(levels, parents).contiguous()
 
 
+@_op.register_kernel("cuda")
+def _cuda(levels: Sequence[Tensor], parents: Sequence[Tensor]) -> Tensor:
+    if levels[0].dtype == torch.float64:
+        return unpool_concat_ref(levels, parents).contiguous()
+    from cast_kernels.kernels import unpool as kernels
+
+    with torch.cuda.device(levels[0].device):
+        return kernels.forward(levels, parents)
+
+
 @_op.register_fake
 def _(levels, parents):
     B, N, _ = levels[0].shape
@@ -116,21 +127,61 @@ def _(levels, parents):
 
 
 # 4. Gradient: the children's gradients summed by parent
+@full_precision
+def unpool_concat_backward_ref(
+    grad: Tensor, parents: Sequence[Tensor], sizes: Sequence[int], channels: Sequence[int]
+) -> list[Tensor]:
+    """The gradients of the levels [B, sizes[l], channels[l]]."""
+    like = [grad.new_empty(grad.shape[0], *shape) for shape in zip(sizes, channels, strict=True)]
+    parts = grad.split(list(channels), dim=-1)
+    grads = [parts[0].clone(memory_format=torch.contiguous_format)]
+    for coarse, chain, part in zip(like[1:], _chains(like, parents), parts[1:], strict=True):
+        grads.append(sum_rows(part.to(accumulator(part.dtype)), chain, coarse.shape[1]).to(grad.dtype).contiguous())
+    return grads
+
+
+_op_backward = torch.library.custom_op("cast_kernels::unpool_concat_backward", mutates_args=())(
+    unpool_concat_backward_ref
+)
+
+
+@_op_backward.register_kernel("cuda")
+def _backward_cuda(
+    grad: Tensor, parents: Sequence[Tensor], sizes: Sequence[int], channels: Sequence[int]
+) -> list[Tensor]:
+    if grad.dtype == torch.float64:
+        return unpool_concat_backward_ref(grad, parents, sizes, channels)
+    from cast_kernels.kernels import unpool as kernels
+
+    with torch.cuda.device(grad.device):
+        return kernels.backward(grad, parents, sizes, channels)
+
+
+@_op_backward.register_fake
+def _(grad, parents, sizes, channels):
+    return [grad.new_empty(grad.shape[0], *shape) for shape in zip(sizes, channels, strict=True)]
+
+
 def _setup_context(ctx, inputs, output):
     levels, parents = inputs
-    ctx.shapes = [level.shape for level in levels]
+    ctx.sizes, ctx.channels = [level.shape[1] for level in levels], [level.shape[2] for level in levels]
     ctx.save_for_backward(*parents)
 
 
-@full_precision
 def _backward(ctx, grad):
-    parents = ctx.saved_tensors
-    like = [grad.new_empty(shape) for shape in ctx.shapes]
-    slices = grad.split([shape[2] for shape in ctx.shapes], dim=-1)
-    grads = [slices[0].contiguous()]
-    for coarse, chain, part in zip(like[1:], _chains(like, parents), slices[1:], strict=True):
-        grads.append(sum_rows(part.to(accumulator(part.dtype)), chain, coarse.shape[1]).to(grad.dtype))
+    parents = list(ctx.saved_tensors)
+    grads = torch.ops.cast_kernels.unpool_concat_backward(grad, parents, ctx.sizes, ctx.channels)
     return grads, [None] * len(parents)
 
 
+def _setup_backward_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[1])
+
+
+def _backward_of_backward(ctx, grads):
+    parents = list(ctx.saved_tensors)
+    return torch.ops.cast_kernels.unpool_concat(grads, parents), [None] * len(parents), None, None
+
+
 _op.register_autograd(_backward, setup_context=_setup_context)
+_op_backward.register_autograd(_backward_of_backward, setup_context=_setup_backward_context)

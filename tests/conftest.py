@@ -1,12 +1,17 @@
 """Fixtures for all tests: devices, poisoned memory, and where the shared figures and photos lie."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before any kernel module is imported: kernels then run on CPU tensors
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
+KERNEL_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where kernels run: there, or in the interpreter
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]  # grows with the machine instead of skipping
 
 
