@@ -13,7 +13,7 @@ from cast_kernels._checks import check_count, check_float, check_labels, check_s
 from cast_kernels._rows import accumulator, full_precision, gather_rows, sum_rows
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
-MAX_SEGMENTS = 16_384  # above, the reference runs: a kernel program holds one counter per segment in registers
+MAX_SEGMENTS = 16_383  # above, the reference runs: a program holds a counter per segment, and one more, on chip
 
 
 # 1. Public function

@@ -57,7 +57,8 @@ def unpool_concat(levels: Sequence[Tensor], parents: Sequence[Tensor]) -> Tensor
         TypeError: A dtype is not supported.
         ValueError: Numbers of levels and tables, shapes, dtypes or devices do not fit.
 
-    Differentiable in all levels; deterministic, forward and backward (gradients are summed in float32).
+    Differentiable in all levels; deterministic, forward and backward (gradients are summed in float32). On CUDA a
+    gradient that is not finite spreads to all parents of its image and channel.
     """
     levels, parents = list(levels), list(parents)
     if not levels or len(parents) != len(levels) - 1:

@@ -298,3 +298,14 @@ class TestOnTheGpu:
     @pytest.mark.parametrize("shape", [(1, 37, 9, 16, 24), (1, 270, 70, 9, 5)])
     def test_small_for_the_sanitizer(self, shape):
         self.run(*self.case(shape=shape))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_token_in_sequence_first_memory(dtype):
+    """[N, B, C] seen as [B, N, C]: with N = 1 the strides say nothing, and contiguous() keeps them."""
+    u, z = (torch.randn(1, 3, width, device=KERNEL_DEVICE).to(dtype).transpose(0, 1) for width in (8, 16))
+    centroids = torch.zeros(3, 1, dtype=torch.int64, device=KERNEL_DEVICE)
+    logits, pooled, parents = kernels.forward(u, centroids, z, 5.0)
+    assert torch.allclose(logits, torch.full_like(logits, 5.0), rtol=1e-2)
+    assert torch.allclose(pooled, z, rtol=1e-2)
+    assert (parents == 0).all()

@@ -225,3 +225,16 @@ class TestOnTheGpu:
     @pytest.mark.sanitize
     def test_small_for_the_sanitizer(self):
         self.run(*self.case(sizes=(37, 9, 4), channels=(3, 17, 5)))
+
+
+@pytest.mark.parametrize("channels", [1, 6])
+def test_one_coarse_segment_in_sequence_first_memory(channels):
+    """[K, B, C] seen as [B, K, C]: with K = 1 the strides say nothing, and contiguous() keeps them."""
+    coarse = torch.randn(1, 3, channels, device=KERNEL_DEVICE).transpose(0, 1)
+    fine = torch.randn(5, 3, channels, device=KERNEL_DEVICE).transpose(0, 1)
+    parents = [torch.zeros(3, 5, dtype=torch.int64, device=KERNEL_DEVICE)]
+    for levels in ([fine, coarse], [fine, coarse.expand(3, 4, channels)[:, :1]]):
+        assert max_error(kernels.forward(levels, parents), unpool_oracle(levels, parents)) == 0.0
+    grad = torch.ones(1, 1, 1, device=KERNEL_DEVICE).expand(3, 5, 2 * channels)
+    found = backward([fine, coarse], parents, grad)
+    assert (found[1] == 5).all()

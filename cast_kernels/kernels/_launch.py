@@ -11,11 +11,20 @@ def rows(x: Tensor) -> tuple[Tensor, int, int]:
 
     Row lengths are constants of a kernel, so that it sees how they are aligned.
     """
+    if _is_rows(x):
+        return x, x.stride(1), x.stride(0) // x.stride(1)
+    # contiguous() leaves the strides of axes of length 1 as they are: take them from the shape
+    return x.contiguous(), max(1, x.shape[2]), x.shape[1]
+
+
+def row_length(x: Tensor) -> int:
+    """The row that ``rows`` would give, without its copy."""
+    return x.stride(1) if _is_rows(x) else max(1, x.shape[2])
+
+
+def _is_rows(x: Tensor) -> bool:
     batch, row, column = x.stride()
-    if column != 1 or row < max(1, x.shape[2]) or batch % row:
-        x = x.contiguous()
-        batch, row, _ = x.stride()
-    return x, row, batch // row
+    return column == 1 and row >= max(1, x.shape[2]) and batch % row == 0
 
 
 def processors(device: torch.device) -> int:

@@ -163,7 +163,7 @@ def _largest(logits, in_centroid):
     return tl.max(tl.where(in_centroid[:, None], ranked, float("-inf")), 0, return_indices=True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slices", "steps"])  # it follows the batch: no compilation for each
 def _whole_kernel(
     u_ptr,  # [B, N, C], rows U_ROW apart, images u_rows rows apart
     centroids_ptr,  # [B, K] int64
@@ -250,7 +250,7 @@ def _whole_kernel(
         tl.store(pooled_ptr + k[:, None] * D + d[None, :], total * scale[:, None], mask=inside(in_k, d, D, BLOCK_D))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_tiles"])  # it follows the batch: no compilation for each
 def _cosine_kernel(
     u_ptr,  # [B, N, C], rows U_ROW apart, images u_rows rows apart
     centroids_ptr,  # [B, K] int64

@@ -25,6 +25,7 @@ from cast_kernels.kernels._launch import (
     interpreted_bfloat16,
     padded,
     processors,
+    row_length,
     rows,
     share_out,
     split_options,
@@ -58,7 +59,7 @@ def _centroid(centroids_ptr, k, in_k, N):
     return tl.where((centroid >= 0) & (centroid < N), centroid, -1).to(tl.int32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slices", "steps"])  # it follows the batch: no compilation for each
 def _grad_z_kernel(
     u_ptr,  # [B, N, C], rows U_ROW apart, images u_rows rows apart
     centroids_ptr,  # [B, K] int64
@@ -139,7 +140,7 @@ def _grad_z_kernel(
         tl.store(parts_ptr + n[:, None] * K + k[None, :], products[tile], mask=(n < N)[:, None] & in_k[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])  # it follows the batch: no compilation for each
 def _change_kernel(
     centroids_ptr,  # [B, K] int64
     cosine_ptr,  # [B, N, K] float32
@@ -215,7 +216,7 @@ def _shares_and_products(
     return _softmax(cosine, n < N, k < K, power, rest), cosine, product
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slices", "steps"])  # it follows the batch: no compilation for each
 def _grad_u_kernel(
     u_ptr,  # [B, N, C], rows U_ROW apart, images u_rows rows apart
     centroids_ptr,  # [B, K] int64
@@ -323,7 +324,7 @@ def _to_tokens(change, centroid_norm, scale, UNIT: tl.constexpr):
 def takes(u: Tensor, centroids: Tensor, z: Tensor) -> bool:
     """Whether these kernels do the gradient of such inputs."""
     sizes = (u.dtype, u.shape[1], centroids.shape[1])
-    return all(fits_whole(*sizes, row) for row in (rows(u)[1], rows(z)[1], u.shape[2], z.shape[2]))
+    return all(fits_whole(*sizes, row) for row in (row_length(u), row_length(z), u.shape[2], z.shape[2]))
 
 
 def backward(

@@ -155,7 +155,7 @@ def _sum_kernel(
 
 
 # 2. Gradient: each pixel fetches the gradient of its segment over the count
-@triton.jit
+@triton.jit(do_not_specialize=["B"])  # it follows the batch: no compilation for each
 def _fetch_kernel(
     grad_mean_ptr,  # [B, S, C], any strides
     labels_ptr,  # [B, H, W] integer, any strides

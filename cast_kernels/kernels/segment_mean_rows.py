@@ -201,10 +201,11 @@ def order_pixels(labels: Tensor, num_segments: int) -> Rows:
 
 
 def _order_constants(arch: int, P: int, S: int) -> dict:
-    block_p, block_s = max(128, triton.next_power_of_2(P)), triton.next_power_of_2(S + 1)
-    warps = {"num_warps": min(32, max(4, max(block_p, block_s) // 256))}
-    fixed = {"BLOCK_P": block_p, "BLOCK_S": block_s, "enable_fp_fusion": True}
-    return fixed | tiles("segment_mean_order", arch, warps, P=P, S=S)
+    pixels, block_s = triton.next_power_of_2(P), triton.next_power_of_2(S + 1)
+    warps = {"num_warps": min(32, max(4, max(pixels, block_s) // 256))}
+    chosen = {"BLOCK_S": block_s, "enable_fp_fusion": True} | tiles("segment_mean_order", arch, warps, P=P, S=S)
+    # A pixel for each thread at least: the histogram of triton 3.6 counts the copies that surplus threads hold.
+    return chosen | {"BLOCK_P": max(32 * chosen["num_warps"], pixels)}
 
 
 def _tile_constants(arch: int, P: int, S: int) -> dict[str, dict]:

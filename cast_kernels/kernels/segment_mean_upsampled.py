@@ -326,7 +326,7 @@ def _first_reader(cell, size, new_size, TAPS: tl.constexpr):
     return first
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B"])  # it follows the batch: no compilation for each
 def _fetch_cells_kernel(
     grad_mean_ptr,  # [B, S, C], any strides
     labels_ptr,  # [B, H, W] integer, any strides

@@ -4,8 +4,9 @@ Forward: each program follows the parents of a few fine segments up all levels a
 byte is written once and every coarse row is read from memory once and then from the L2 cache.
 Backward: the gradient of a level is a product with the one-hot matrix of its chain, made in registers, so the fine
 gradient streams past once and sums have a fixed order without atomics. The products are exact: 16-bit gradients as they
-are, float32 in three bfloat16 parts. Tensor cores truncate when they add, so each tile of segments starts from zero and
-tiles are added in float32. (A gradient that is not finite spreads to all segments of its image and channel.)
+are, float32 in three bfloat16 parts that start from zero for each tile of segments, since tensor cores truncate when
+they add; below half a unit of 16 bits that does not show. (A gradient that is not finite, or beyond bfloat16's range,
+spreads to all segments of its image and channel.)
 """
 
 import torch
@@ -61,7 +62,7 @@ def _copy_rows(
         tl.store(out_ptr + row[:, None] * TOTAL + (OFFSET + c)[None, :], values, mask=in_row[:, None] & in_c)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])  # it follows the batch: no compilation for each
 def _gather_kernel(
     x0_ptr,  # levels [B, N_l, C_l], rows ROW_l apart, images images_l rows apart; C_l = 0 for none
     x1_ptr,
