@@ -1,6 +1,7 @@
 """The sdist and the wheel are complete, and the build fails with advice rather than with a compiler's last words."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -11,6 +12,20 @@ import pytest
 from conftest import ROOT
 
 NVCC = next((str(Path(d) / "nvcc") for d in os.environ["PATH"].split(os.pathsep) if (Path(d) / "nvcc").exists()), None)
+
+
+def other_pythons():
+    """Interpreters on this machine that we declare and that can build extensions: the PATH's, and pyenv's."""
+    names = [f"python3.{minor}" for minor in range(11, 15)]
+    found = [shutil.which(name) for name in names]
+    found += [str(path) for name in names for path in Path(sys.base_prefix).parent.glob(f"*/bin/{name}")]
+    ask = "import os, sys, sysconfig as s; print(sys.version_info[1], os.path.isdir(s.get_path('include')))"
+    usable = {}
+    for python in filter(None, found):
+        answer = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=False).stdout.split()
+        if answer[1:] == ["True"] and int(answer[0]) != sys.version_info.minor:
+            usable[f"3.{answer[0]}"] = python
+    return usable
 
 
 def tracked(*folders):
@@ -179,3 +194,27 @@ print(json.dumps(module.build_info()))
 """
     info = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert '"cuda_archs": ["90-real"]' in info
+
+
+def test_extension_builds_for_every_python_that_is_installed(tmp_path):
+    """It needs neither torch nor numpy, so any interpreter with headers can build, load and ask it."""
+    import pybind11
+
+    for version, python in other_pythons().items():
+        build = tmp_path / version
+        options = {
+            "CMAKE_BUILD_TYPE": "Release",
+            "CMAKE_LIBRARY_OUTPUT_DIRECTORY": build,
+            "CMAKE_MAKE_PROGRAM": Path(sys.executable).parent / "ninja",
+            "Python_EXECUTABLE": python,
+            "pybind11_DIR": pybind11.get_cmake_dir(),
+            "CAST_KERNELS_CUDA": "off",
+        }
+        cmake = Path(sys.executable).parent / "cmake"
+        define = [f"-D{name}={value}" for name, value in options.items()]
+        for command in ([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *define], [cmake, "--build", build]):
+            run = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert run.returncode == 0, f"{version}: {run.stdout[-2000:]}{run.stderr[-2000:]}"
+        code = "import _C; print(_C.seeds_count(224, 224, 196, 1), _C.build_info()['compiler'])"
+        answer = subprocess.run([python, "-c", code], cwd=build, capture_output=True, text=True, check=True).stdout
+        assert answer.startswith("196 "), version
