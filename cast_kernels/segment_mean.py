@@ -125,8 +125,10 @@ def segment_mean_ref(
 
 def _resize(x: Tensor, grid: tuple[int, int], interpolation: str | None) -> Tensor:
     """[B, h, w, C] -> [B, H, W, C]."""
-    if interpolation is None or x.numel() == 0:
-        return x.new_empty(x.shape[0], *grid, x.shape[3]) if interpolation else x
+    if interpolation is None:
+        return x
+    if x.shape[0] == 0:  # interpolate refuses an empty batch
+        return x.new_empty(0, *grid, x.shape[3])
     options = {} if interpolation == "nearest" else {"align_corners": False}
     return F.interpolate(x.permute(0, 3, 1, 2), tuple(grid), mode=interpolation, **options).permute(0, 2, 3, 1)
 
