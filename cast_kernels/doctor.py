@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 
 import torch
@@ -22,6 +23,7 @@ from cast_kernels import (
 from cast_kernels._version import __version__
 from cast_kernels.rgb_to_lab import rgb_to_lab_ref
 from cast_kernels.seeds_golden import SEEDS_GOLDEN, SEEDS_GOLDEN_SIZE
+from cast_kernels.segment_mean import MAX_SEGMENTS
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,12 @@ def versions() -> dict[str, str]:
     """Versions of everything that a result may depend on; imports nothing optional."""
     found = {"cast-kernels": __version__, "python": f"{platform.python_version()} on {platform.platform()}"}
     found["torch"] = f"{torch.__version__}, built for CUDA {torch.version.cuda or 'none'}"
-    for name in ("triton", "numpy", "timm", "opencv-contrib-python-headless"):
+    packages = {name: name for name in ("triton", "numpy", "timm")} | {"opencv": "opencv-contrib-python-headless"}
+    for name, package in packages.items():
         try:
-            found[name.removesuffix("-contrib-python-headless")] = metadata.version(name)
+            found[name] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[name.removesuffix("-contrib-python-headless")] = "not installed"
+            found[name] = "not installed"
     try:
         info = _ext.load().build_info()
         archs = ", ".join(info["cuda_archs"])
@@ -107,10 +110,14 @@ def _lab_backend(device: str) -> tuple[str, str]:
     return "PyTorch reference", "the extension was built without nvcc"
 
 
-def _kernel(device: str) -> tuple[str, str]:
+def _kernel(device: str, beyond: str = "float64 runs") -> tuple[str, str]:
     if device == "cpu":
         return "PyTorch reference", "the CPU's path"
-    return f"Triton {metadata.version('triton')}", "float64 runs the PyTorch reference"
+    return f"Triton {metadata.version('triton')}", f"{beyond} the PyTorch reference"
+
+
+_MEAN_BEYOND = f"float64 and more than {MAX_SEGMENTS} segments run"
+_ASSIGN_BEYOND = "float64, and gradients in float32, of over 256 tokens or over 64 clusters run"
 
 
 # Self-tests: the op as users call it, against a definition written a second way. None, or what is wrong.
@@ -212,9 +219,9 @@ def _check_gradient(out: torch.Tensor, x: torch.Tensor, oracle: torch.Tensor, ex
 _OPS: dict[str, tuple[Callable[[str], tuple[str, str]], Callable[[str], str | None]]] = {
     "seeds": (_seeds_backend, _check_seeds),
     "rgb_to_lab": (_lab_backend, _check_lab),
-    "segment_mean": (_kernel, _check_segment_mean),
+    "segment_mean": (partial(_kernel, beyond=_MEAN_BEYOND), _check_segment_mean),
     "farthest_point_sample": (_kernel, _check_sampling),
-    "assign_pool": (_kernel, _check_assign_pool),
+    "assign_pool": (partial(_kernel, beyond=_ASSIGN_BEYOND), _check_assign_pool),
     "unpool": (_kernel, _check_unpool),
     "unpool_concat": (_kernel, _check_unpool_concat),
     "superpixel_metrics": (lambda device: ("NumPy", "on the host"), _check_metrics),

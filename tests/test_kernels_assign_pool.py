@@ -2,6 +2,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import KERNEL_DEVICE
+from gpu_checks import (
+    assert_devices_agree,
+    assert_graph_replays,
+    assert_no_synchronisation,
+    assert_second_stream_agrees,
+    needs_gpu,
+    needs_second_gpu,
+)
 from torch.autograd import gradgradcheck
 
 from cast_kernels import assign_pool
@@ -9,10 +17,6 @@ from cast_kernels.kernels import assign_pool as kernels
 from cast_kernels.kernels import assign_pool_backward
 from cast_kernels.testing import assert_accurate, assign_pool_oracle
 
-needs_gpu = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 HALVES = DTYPES[1:]
 SHAPES = [  # B, N, K, C, D
@@ -256,43 +260,18 @@ class TestOnTheGpu:
 
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_no_synchronisation(self, dtype):
-        case = self.case(dtype)
-        self.run(*case)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            self.run(*case)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+        assert_no_synchronisation(self.run, self.case(dtype))
 
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_cuda_graph(self, dtype):
-        case, other = self.case(dtype), self.case(dtype, seed=1)
-        side = torch.cuda.Stream()
-        with torch.cuda.stream(side):
-            self.run(*case)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = self.run(*case)
-        for kept, new in zip(case, other, strict=True):
-            kept.copy_(new)
-        graph.replay()
-        assert all(torch.equal(a, b) for a, b in zip(captured, self.run(*other), strict=True))
+        assert_graph_replays(self.run, self.case(dtype), self.case(dtype, seed=1))
 
     def test_second_stream(self):
-        case = self.case()
-        expected = self.run(*case)
-        torch.cuda.synchronize()
-        side = torch.cuda.Stream()
-        with torch.cuda.stream(side):
-            found = self.run(*case)
-        side.synchronize()
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        assert_second_stream_agrees(self.run, self.case())
 
-    @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second CUDA device")
+    @needs_second_gpu
     def test_second_device(self):
-        found, expected = self.run(*self.case(device="cuda:1")), self.run(*self.case())
-        assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(found, expected, strict=True))
+        assert_devices_agree(self.run, self.case(), self.case(device="cuda:1"))
 
     @pytest.mark.sanitize
     @pytest.mark.parametrize("shape", [(1, 37, 9, 16, 24), (1, 270, 70, 9, 5)])

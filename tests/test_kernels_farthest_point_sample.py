@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import KERNEL_DEVICE
+from gpu_checks import needs_gpu
 
 from cast_kernels import farthest_point_sample
 from cast_kernels.farthest_point_sample import farthest_point_sample_ref as reference
@@ -12,7 +13,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SHAPES = [(2, 1, 1, 1), (2, 7, 3, 7), (1, 65, 33, 22), (1, 70, 40, 70), (2, 16, 130, 9), (1, 63, 1, 10), (0, 5, 3, 2)]
-needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
 def tokens(B, N, C, dtype=torch.float32):

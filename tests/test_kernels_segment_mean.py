@@ -3,6 +3,14 @@
 import pytest
 import torch
 from conftest import KERNEL_DEVICE
+from gpu_checks import (
+    assert_devices_agree,
+    assert_graph_replays,
+    assert_no_synchronisation,
+    assert_second_stream_agrees,
+    needs_gpu,
+    needs_second_gpu,
+)
 from torch.autograd import gradgradcheck
 
 pytest.importorskip("triton", reason="kernels need triton")
@@ -24,7 +32,6 @@ FINE = [  # grid of x, of labels
     ((18, 3), (37, 5)),  # more cells than one block of weights, more pixels than one tile
 ]
 MODES = ["nearest", "bilinear", "bicubic"]
-needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
 def inputs(B, grid, C, S, dtype=torch.float32, label_grid=None, layout="channels last", low=-1):
@@ -293,45 +300,20 @@ class TestOnTheGpu:
 
     @pytest.mark.parametrize("mode", [None, "bilinear"])
     def test_no_synchronisation(self, mode):
-        case = self.case(mode)
-        self.run(*case)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            self.run(*case)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+        assert_no_synchronisation(self.run, self.case(mode))
 
     @pytest.mark.parametrize("mode", [None, "bicubic"])
     def test_cuda_graph(self, mode):
-        case, other = self.case(mode), self.case(mode, seed=1)
-        side = torch.cuda.Stream()
-        with torch.cuda.stream(side):
-            self.run(*case)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = self.run(*case)
-        for kept, new in zip(case[:3], other[:3], strict=True):
-            kept.copy_(new)
-        graph.replay()
-        assert all(torch.equal(a, b) for a, b in zip(captured, self.run(*other), strict=True))
+        assert_graph_replays(self.run, self.case(mode), self.case(mode, seed=1))
 
     @pytest.mark.parametrize("mode", [None, "bilinear"])
     def test_second_stream(self, mode):
-        case = self.case(mode)
-        expected = self.run(*case)
-        torch.cuda.synchronize()
-        side = torch.cuda.Stream()
-        with torch.cuda.stream(side):
-            found = self.run(*case)
-        side.synchronize()
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        assert_second_stream_agrees(self.run, self.case(mode))
 
-    @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second CUDA device")
+    @needs_second_gpu
     @pytest.mark.parametrize("mode", [None, "bilinear"])
     def test_second_device(self, mode):
-        found, expected = self.run(*self.case(mode, device="cuda:1")), self.run(*self.case(mode))
-        assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(found, expected, strict=True))
+        assert_devices_agree(self.run, self.case(mode), self.case(mode, device="cuda:1"))
 
     @pytest.mark.sanitize
     @pytest.mark.parametrize("mode", [None, *MODES])

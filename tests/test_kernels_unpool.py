@@ -3,16 +3,20 @@ import itertools
 import pytest
 import torch
 from conftest import KERNEL_DEVICE
+from gpu_checks import (
+    assert_devices_agree,
+    assert_graph_replays,
+    assert_no_synchronisation,
+    assert_second_stream_agrees,
+    needs_gpu,
+    needs_second_gpu,
+)
 from torch.autograd import gradgradcheck
 
 from cast_kernels import unpool, unpool_concat
 from cast_kernels.kernels import unpool as kernels
 from cast_kernels.testing import assert_accurate, max_error, unpool_oracle
 
-needs_gpu = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SIZES = [  # segments and channels of each level
     ((1, 1), (1, 1)),
@@ -185,42 +189,17 @@ class TestOnTheGpu:
         assert_accurate(found, exact, plain(grad[..., 384:768], parents[0], 64), times=3)
 
     def test_no_synchronisation(self):
-        case = self.case()
-        self.run(*case)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            self.run(*case)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+        assert_no_synchronisation(self.run, self.case())
 
     def test_cuda_graph(self):
-        case, other = self.case(), self.case(seed=1)
-        side = torch.cuda.Stream()
-        with torch.cuda.stream(side):
-            self.run(*case)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = self.run(*case)
-        for kept, new in zip(case, other, strict=True):
-            kept.copy_(new)
-        graph.replay()
-        assert all(torch.equal(a, b) for a, b in zip(captured, self.run(*other), strict=True))
+        assert_graph_replays(self.run, self.case(), self.case(seed=1))
 
     def test_second_stream(self):
-        case = self.case()
-        expected = self.run(*case)
-        torch.cuda.synchronize()
-        side = torch.cuda.Stream()
-        with torch.cuda.stream(side):
-            found = self.run(*case)
-        side.synchronize()
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        assert_second_stream_agrees(self.run, self.case())
 
-    @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second CUDA device")
+    @needs_second_gpu
     def test_second_device(self):
-        found, expected = self.run(*self.case(device="cuda:1")), self.run(*self.case())
-        assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(found, expected, strict=True))
+        assert_devices_agree(self.run, self.case(), self.case(device="cuda:1"))
 
     @pytest.mark.sanitize
     def test_small_for_the_sanitizer(self):
