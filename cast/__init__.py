@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from cast.hierarchy import Hierarchy
     from cast.layers import GraphPool
     from cast.models import Cast, CastConfig, CastOutput, PooledLevel, SuperpixelConfig, create_model, list_models
+    from cast.timm_models import register_timm
+    from cast.timm_patch import patch_timm, unpatch_timm
     from cast_kernels import __version__
 
 __all__ = [
@@ -23,9 +25,19 @@ __all__ = [
     "__version__",
     "create_model",
     "list_models",
+    "patch_timm",
+    "register_timm",
+    "unpatch_timm",
 ]
 
-_HOMES = {"Hierarchy": "cast.hierarchy", "GraphPool": "cast.layers", "__version__": "cast_kernels"}
+_HOMES = {
+    "GraphPool": "cast.layers",
+    "Hierarchy": "cast.hierarchy",
+    "__version__": "cast_kernels",
+    "patch_timm": "cast.timm_patch",
+    "register_timm": "cast.timm_models",
+    "unpatch_timm": "cast.timm_patch",
+}
 _MODULES = ("data", "hierarchy", "layers", "models")  # reachable as attributes, as after an eager import
 
 
