@@ -1,4 +1,4 @@
-"""GraphPool between two halves of a `torch.nn.TransformerEncoder`: 196 tokens become 49, and each says which it joined."""
+"""GraphPool in the middle of a `torch.nn.TransformerEncoder`: 196 tokens become 49; each says which it joined."""
 
 import torch
 from torch import nn
