@@ -96,9 +96,11 @@ class PooledVit(nn.Module):
     ) -> PatchedOutput:
         """Classify images and return how patches, or superpixels, were grouped.
 
-        Arguments and errors are those of `forward_features`.
+        Arguments and errors are those of `forward_features`; patch dropout, which leaves holes, is a ValueError too.
         """
         run = self._run(x, superpixels, num_segments)
+        if not run.pools:
+            raise ValueError("no pool is left in this model: its blocks were pruned")
         labels = run.labels
         if labels is None:
             labels = patch_labels(self.patch_embed, x, run.pools[0].parents.shape[1])

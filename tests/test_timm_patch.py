@@ -87,6 +87,12 @@ def test_features_of_timm_wrap_a_patched_model():
     for found, wanted in zip(net(image), expected, strict=True):
         assert torch.equal(found, wanted)
     assert len(vit.get_intermediate_layers(image, n=2, reshape=True)) == 2
+    vit.prune_intermediate_layers([-3])
+    assert list(vit.graph_pools) == ["0"]
+    pooled_last = patch_timm(make_vit(), {3: 8})
+    pooled_last.prune_intermediate_layers([2])
+    with pytest.raises(ValueError, match="no pool is left"):
+        pooled_last.hierarchy(image)
 
 
 def test_layer_decay_puts_a_pool_with_its_block():
