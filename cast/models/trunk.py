@@ -5,8 +5,8 @@ Source: Ke, Mo, Yu, "Learning Hierarchical Image Segmentation For Recognition an
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,8 @@ from cast.hierarchy import Hierarchy
 from cast.layers import Block, ConvStem, GraphPool, PoolResult, resize_pos_embed, sincos_2d, superpixel_tokens
 from cast_kernels import seeds, seeds_count
 
+from .base import ImageModel
 from .config import CastConfig
-from .init import init_linear
 from .inputs import channels_first, check_count_covers, check_labels, normalise, to_uint8
 
 
@@ -60,7 +60,7 @@ class Stage(nn.Module):
         )
 
 
-class Trunk(nn.Module):
+class Trunk(ImageModel):
     """The part from an image and its superpixels to the tokens of every stage; the variants add what follows.
 
     Images are uint8 ``[B, 3, H, W]`` or ``[B, H, W, 3]``, normalised inside, or floating point ``[B, 3, H, W]``,
@@ -73,75 +73,34 @@ class Trunk(nn.Module):
     A superpixel without a cell is a zero token. It takes part in attention and pooling, as in the published model, but
     is never sampled as a centroid while others are left.
 
-    A variant defines `forward_features` and `forward_head`, from `run`, and ends its ``__init__`` with `init_weights`
-    and `init_non_persistent_buffers`.
+    A variant defines `forward_features` and `forward_head`, from `run`.
 
     Args:
         config: The settings; kept as ``model.config``.
 
     Attributes:
         stem: The `ConvStem`.
-        cls_token: ``[1, 1, C]``.
         pos_embed: ``[1, N, C]``: the frozen sin-cos table of the ``img_size`` grid, a buffer that is not saved, or a
             learned parameter whose first row is the class token's. Other grids compute or bicubically resize it.
         stages: Per level, ``blocks`` and ``pool``.
-        image_mean: ``[1, 3, 1, 1]``, what uint8 images are normalised with: a buffer that is not saved and that stays
-            float32 whatever the model is cast to.
-        image_std: The same.
     """
 
     config: CastConfig
-    head: nn.Module
-    pos_embed: Tensor
-    image_mean: Tensor
-    image_std: Tensor
 
     def __init__(self, config: CastConfig) -> None:
-        super().__init__()
-        self.config = config
-        dim = config.embed_dim
-        side = config.img_size // ConvStem.stride
-        self.grad_checkpointing = False
-
+        super().__init__(config)
+        dim, cells = config.embed_dim, self._grid_side() ** 2
         self.stem = ConvStem(config.in_chans, dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         if config.pos_embed == "learned":
-            self.pos_embed = nn.Parameter(torch.zeros(1, 1 + side * side, dim))
+            self.pos_embed = nn.Parameter(torch.zeros(1, 1 + cells, dim))
         else:
-            self.register_buffer("pos_embed", torch.empty(1, side * side, dim), persistent=False)
-        for name in ("image_mean", "image_std"):
-            self.register_buffer(name, torch.empty(1, config.in_chans, 1, 1), persistent=False)
+            self.register_buffer("pos_embed", torch.empty(1, cells, dim), persistent=False)
         total = sum(config.depths)
         rates = iter([config.drop_path * i / max(1, total - 1) for i in range(total)])
         self.stages = nn.ModuleList(
             Stage(config, level, [next(rates) for _ in range(depth)]) for level, depth in enumerate(config.depths)
         )
-        self.register_load_state_dict_post_hook(_after_loading)
-
-    def init_non_persistent_buffers(self) -> None:
-        """Compute what a state dict does not hold: the sin-cos table, and the mean and deviation of images.
-
-        Called when weights are loaded; after `to_empty` without loading, call it yourself. They follow the device of
-        the class token, and the table its dtype.
-        """
-        like = self.cls_token
-        if self.config.pos_embed == "sincos":
-            side = self.config.img_size // ConvStem.stride
-            # Made on the CPU, so that a model's table does not depend on where its weights were loaded.
-            self.pos_embed = sincos_2d(side, side, self.config.embed_dim, device="cpu").to(like)
-        self._set_image_statistics(like.device)
-
-    def _set_image_statistics(self, device: torch.device) -> None:
-        for name in ("mean", "std"):
-            values = torch.tensor(getattr(self.config, name), dtype=torch.float32, device="cpu")
-            setattr(self, f"image_{name}", values.view(1, -1, 1, 1).to(device))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Trunk":
-        """Do what `nn.Module` does for `to`, `half` and the like, but keep the image statistics in float32."""
-        super()._apply(fn, recurse)
-        if self.image_mean.dtype != torch.float32:
-            self._set_image_statistics(self.image_mean.device)
-        return self
 
     @torch.no_grad()
     def superpixels(self, image: Tensor, num_superpixels: int | None = None) -> Tensor:
@@ -177,19 +136,6 @@ class Trunk(nn.Module):
             double_step=settings.double_step,
         )
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by a fresh one, or for ``num_classes=0`` by the identity; updates ``config``.
-
-        Raises:
-            ValueError: ``num_classes`` is no integer of at least 0; the model is as before then.
-        """
-        config = dataclasses.replace(self.config, num_classes=num_classes)
-        head: nn.Module = nn.Identity()
-        if num_classes:
-            head = nn.Linear(config.embed_dim, num_classes, device=self.cls_token.device, dtype=self.cls_token.dtype)
-            init_linear(head, config.init)
-        self.config, self.head = config, head
-
     def set_granularity(self, num_clusters: Sequence[int]) -> None:
         """Choose how many segments remain after each stage; weights fit any granularity. Updates ``config``.
 
@@ -200,14 +146,6 @@ class Trunk(nn.Module):
         self.config = dataclasses.replace(self.config, num_clusters=num_clusters)
         for stage, count in zip(self.stages, self.config.num_clusters, strict=True):
             stage.pool.num_clusters = count
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the parameters, besides biases and norms, that the published DeiT training does not decay."""
-        return {"cls_token", "pos_embed"} & {name for name, _ in self.named_parameters()}
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Choose whether training recomputes the blocks' activations in the backward pass, to save memory."""
-        self.grad_checkpointing = enable
 
     def run(
         self,
@@ -263,7 +201,7 @@ class Trunk(nn.Module):
 
     def _positions(self, grid: torch.Size) -> tuple[Tensor, Tensor]:
         """Return the class token with its position, and the position table of a stem grid."""
-        side = self.config.img_size // ConvStem.stride
+        side = self._grid_side()
         if self.config.pos_embed == "learned":
             cls = self.cls_token + self.pos_embed[:, :1]
             return cls, resize_pos_embed(self.pos_embed[:, 1:], (side, side), (grid[0], grid[1]))
@@ -313,7 +251,3 @@ def make_hierarchy(labels: Tensor, results: Sequence[StageResult]) -> Hierarchy:
     """Return the segmentation at every level of stages whose pools all ran."""
     pools = [result.pooled for result in results]
     return Hierarchy.from_assignments(labels, [p.logits for p in pools], [p.parents for p in pools])
-
-
-def _after_loading(model: Trunk, _incompatible_keys: Any) -> None:
-    model.init_non_persistent_buffers()  # a model built on the meta device has none until now
