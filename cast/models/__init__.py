@@ -3,6 +3,16 @@
 from .cast import Cast, CastOutput
 from .config import CastConfig, SuperpixelConfig
 from .registry import create_model, list_models
+from .saving import from_pretrained
 from .trunk import PooledLevel
 
-__all__ = ["Cast", "CastConfig", "CastOutput", "PooledLevel", "SuperpixelConfig", "create_model", "list_models"]
+__all__ = [
+    "Cast",
+    "CastConfig",
+    "CastOutput",
+    "PooledLevel",
+    "SuperpixelConfig",
+    "create_model",
+    "from_pretrained",
+    "list_models",
+]

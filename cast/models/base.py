@@ -11,9 +11,10 @@ from cast.layers import sincos_2d
 
 from .config import ImageConfig
 from .init import init_linear
+from .saving import Saving
 
 
-class ImageModel(nn.Module):
+class ImageModel(Saving, nn.Module):
     """The base of all models: settings, and buffers that a state dict does not hold.
 
     A model defines ``cls_token``, ``pos_embed`` (`_make_positions`) and ``head``, and ends its ``__init__`` with

@@ -7,6 +7,8 @@ from typing import Any
 from .cast import Cast
 from .config import CastConfig, SuperpixelConfig
 
+CLASSES = {CastConfig: Cast}
+
 _DEEP = (6, 3, 3, 3)
 _MOCO = CastConfig()
 _DEIT = CastConfig(pos_embed="learned", init="deit", superpixels=SuperpixelConfig(bins=5, iterations=15))
