@@ -86,6 +86,7 @@ class Trunk(ImageModel):
     """
 
     config: CastConfig
+    size_multiple = 8  # of an image's height and width
 
     def __init__(self, config: CastConfig) -> None:
         super().__init__(config)
@@ -118,7 +119,7 @@ class Trunk(ImageModel):
             TypeError: The image has the wrong type or dtype.
             ValueError: The image has the wrong shape, is too small, or is not RGB.
         """
-        image = channels_first(image, self.config.in_chans)
+        image = channels_first(image, self.config.in_chans, self.size_multiple)
         if self.config.in_chans != 3:
             raise ValueError(
                 f"expected labels: superpixels are made of RGB images only, and this model has in_chans="
@@ -165,18 +166,28 @@ class Trunk(ImageModel):
             num_superpixels: As in `superpixels`.
             last_pool: Whether the last pool runs as well.
         """
-        image = channels_first(image, self.config.in_chans)
+        image = channels_first(image, self.config.in_chans, self.size_multiple)
         if labels is None:
             labels = self.superpixels(image, num_superpixels)
         check_labels(labels, image)
         count = self._count_segments(image, labels, num_segments, num_superpixels)
-        pixels = normalise(image, self.image_mean, self.image_std, self.cls_token.dtype)
+        pixels = self._pixels(image)
         late = self.config.pool_before_proj
         features = self.stem.hidden(pixels) if late else self.stem(pixels)
-        cls, positions = self._positions(features.shape[-2:])
-        tokens, mask = superpixel_tokens(features, labels, count, positions, self.stem.proj if late else None)
+        cls, tokens, mask = self._embed(features, labels, count, self.stem.proj if late else None)
         cls = cls.expand(tokens.shape[0], -1, -1).to(tokens.dtype)
         return self._run_stages(cls, tokens, mask, last_pool)
+
+    def _pixels(self, image: Tensor) -> Tensor:
+        """Return what the stem sees of an image ``[B, C, H, W]``."""
+        return normalise(image, self.image_mean, self.image_std, self.cls_token.dtype)
+
+    def _embed(
+        self, features: Tensor, labels: Tensor, count: int, proj: nn.Module | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the class token ``[1, 1, C]``, the superpixels' tokens and which of them are not empty."""
+        cls, positions = self._positions(features.shape[-2:])
+        return cls, *superpixel_tokens(features, labels, count, positions, proj)
 
     def _run_stages(self, cls: Tensor, tokens: Tensor, mask: Tensor | None, last_pool: bool) -> list[StageResult]:
         results = []
