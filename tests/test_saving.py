@@ -288,7 +288,9 @@ def test_to_the_hub_and_back(hub):
     args = inputs()
     assert torch.equal(Cast.from_pretrained("me/cast", revision="main")(*args), model(*args))
     assert hub.options["revision"] == "main"
-    with pytest.raises(ValueError, match=r"no folder me/other, and no config\.json .*FileNotFoundError: 404 me/other\)$"):
+    with pytest.raises(
+        ValueError, match=r"no folder me/other, and no config\.json .*FileNotFoundError: 404 me/other\)$"
+    ):
         Cast.from_pretrained("me/other")
     with pytest.raises(ValueError, match="user/name"):
         model.push_to_hub("cast")

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from cast.layers import sincos_2d
 
 from .config import ImageConfig
+from .features import Intermediates
 from .init import init_linear
 from .saving import Saving
 
 
-class ImageModel(Saving, nn.Module):
+class ImageModel(Saving, Intermediates, nn.Module):
     """The base of all models: settings, and buffers that a state dict does not hold.
 
     A model defines ``cls_token``, ``pos_embed`` (`_make_positions`) and ``head``, and ends its ``__init__`` with

@@ -130,9 +130,7 @@ class Saving:
             self.save_pretrained(temporary)
             api = hub.HfApi(token=token)
             api.create_repo(name, private=private, exist_ok=True)
-            commit = api.upload_folder(
-                repo_id=name, folder_path=temporary, commit_message=message, revision=revision
-            )
+            commit = api.upload_folder(repo_id=name, folder_path=temporary, commit_message=message, revision=revision)
         return str(commit)
 
 
@@ -216,13 +214,17 @@ def _build_empty(cls: type, config: ImageConfig, shapes: dict[str, tuple[int, ..
     except (RuntimeError, TypeError, OverflowError) as error:  # sizes that no tensor can have
         raise ValueError(f"{CONFIG} does not describe a model: {_first_line(error)}") from error
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    differ = [f"{name} {shapes[name]} instead of {own[name]}" for name in own if shapes.get(name, own[name]) != own[name]]
+    differ = [
+        f"{name} {shapes[name]} instead of {own[name]}" for name in own if shapes.get(name, own[name]) != own[name]
+    ]
     problems = {
         "missing": sorted(own.keys() - shapes.keys()),
         "unknown": sorted(shapes.keys() - own.keys()),
         "does not fit": differ,
     }
-    said = [f"{what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}" for what, names in problems.items() if names]
+    said = [
+        f"{what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}" for what, names in problems.items() if names
+    ]
     if said:
         raise ValueError(f"{WEIGHTS} does not belong to its {CONFIG}; {'; '.join(said)}")
     return model
