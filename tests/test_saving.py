@@ -145,7 +145,7 @@ def change_config(folder, **changes):
         ({"config__colour": 1}, "unknown CastConfig values: colour"),
         ({"config__weights": "/etc/passwd"}, "unknown CastConfig values: weights"),
         ({"config__embed_dim": 8 * 10**9, "config__num_heads": 1}, "no tensor in model.safetensors is that wide"),
-        ({"config__depths": [10**9, 2, 1]}, "states 1000000003 blocks"),
+        ({"config__depths": [10**9, 2, 1]}, "states 1000000003 blocks and layers"),
         ({"config__img_size": 8 * 10**6}, "expected at most 4096"),
         ({"config__num_classes": 10**12}, r"does not fit: head.weight"),
         ({"config__mlp_ratio": 1e300}, "does not describe a model"),

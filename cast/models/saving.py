@@ -200,11 +200,13 @@ def _read_config(folder: Path) -> tuple[ImageConfig, type]:
 
 def _build_empty(cls: type, config: ImageConfig, shapes: dict[str, tuple[int, ...]]) -> Any:
     """Build a model without memory, after a look at whether the tensors can be its own."""
-    depths = getattr(config, "depths", (getattr(config, "depth", 0),))
-    if sum(depths) > len(shapes):
-        raise ValueError(f"{CONFIG} states {sum(depths)} blocks, but {WEIGHTS} has {len(shapes)} tensors")
-    if config.img_size > _LARGEST_IMAGE:
-        raise ValueError(f"{CONFIG} states img_size={config.img_size}; expected at most {_LARGEST_IMAGE}")
+    counts = (*getattr(config, "depths", ()), *(getattr(config, name, 0) for name in ("depth", "decoder_depth")))
+    count = sum(counts) + len(getattr(config, "projector_dims", ())) * (getattr(config, "head", "") == "projector")
+    if count > len(shapes):
+        raise ValueError(f"{CONFIG} states {count} blocks and layers, but {WEIGHTS} has {len(shapes)} tensors")
+    for name in ("img_size", "pos_embed_size"):
+        if getattr(config, name, 0) > _LARGEST_IMAGE:
+            raise ValueError(f"{CONFIG} states {name}={getattr(config, name)}; expected at most {_LARGEST_IMAGE}")
     widest = max((max(shape, default=0) for shape in shapes.values()), default=0)
     if config.embed_dim > widest:
         raise ValueError(f"{CONFIG} states embed_dim={config.embed_dim}, but no tensor in {WEIGHTS} is that wide")

@@ -63,7 +63,7 @@ class ViT(ImageModel):
         return self.forward_head(self.forward_features(image))
 
     def forward_features(self, image: Tensor) -> Tensor:
-        """Return the tokens after the final norm, ``[B, 1 + N, C]``, class token first; errors are those of `forward`."""
+        """Return the tokens after the final norm, ``[B, 1 + N, C]``, class first; errors are those of `forward`."""
         for x in self._run_blocks(image, len(self.blocks)):
             last = x
         return self.norm(last)
