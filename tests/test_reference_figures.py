@@ -10,7 +10,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURES = ROOT.parent / "shared" / "fixtures"
-VARIANTS = ("cast_small", "cast_tiny", "cast_tiny_train", "cast_deit_tiny")
+VARIANTS = (
+    "cast_small",
+    "cast_tiny",
+    "cast_tiny_train",
+    "cast_deit_tiny",
+    "cast_seg_pretrain_tiny",
+    "cast_seg_tiny",
+    "cast_seg_deit_tiny",
+)
 FUNCTIONS = ("segment_mean", "label_resize", "fps", "graph_pool", "superpixels", "hierarchy")
 
 pytestmark = pytest.mark.skipif(

@@ -25,7 +25,8 @@ def test_timm_lists_every_model_once():
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # timm warns where a name is registered twice
         assert register_timm() == register_timm() == cast.list_models()
-    assert set(timm.list_models("cast_*")) == set(timm.list_models(module="timm_models")) == set(cast.list_models())
+    assert set(timm.list_models(module="timm_models")) == set(cast.list_models())
+    assert set(timm.list_models("cast_*")) == set(cast.list_models("cast_*"))
     assert timm.list_pretrained("cast_*") == []
 
 
@@ -33,15 +34,16 @@ def test_timm_lists_every_model_once():
 def test_timm_builds_every_model(name):
     with torch.device("meta"):
         model = timm.create_model(name)
-    assert model.config == CONFIGS[name]
+    config = CONFIGS[name]
+    assert model.config == config
     data = resolve_model_data_config(model)
-    config = model.config
-    assert data["input_size"] == (config.in_chans, config.img_size, config.img_size)
+    assert data["input_size"] == (3, config.img_size, config.img_size)
     assert (data["mean"], data["std"]) == (config.mean, config.std)
-    assert data["interpolation"] == ("bicubic" if "deit" in name else "bilinear")
+    assert data["interpolation"] == ("bicubic" if config.init == "deit" else "bilinear")
     assert model.pretrained_cfg["architecture"] == name
-    assert dict(model.named_parameters())[model.pretrained_cfg["first_conv"] + ".weight"].ndim == 4
-    assert model.get_submodule(model.pretrained_cfg["classifier"]) is model.head
+    assert model.pretrained_cfg["num_classes"] == config.num_classes
+    assert model.pretrained_cfg.get("superpixels") == config.to_dict().get("superpixels")
+    assert model.get_submodule(model.pretrained_cfg["classifier"]) is model.get_classifier()
 
 
 @torch.no_grad()
@@ -60,6 +62,16 @@ def test_options_in_the_names_of_timm():
     half = timm.create_model("cast_mini", **SMALL, dtype=torch.bfloat16, device="cpu")
     assert half.cls_token.dtype == torch.bfloat16
     assert half.image_mean.dtype == torch.float32
+
+
+@torch.no_grad()
+def test_features_only_gives_maps_as_timm_does():
+    model = timm.create_model("cast_mini", **SMALL, features_only=True, out_indices=(0, 2)).eval()
+    assert [f.shape for f in model(torch.randn(1, 3, 64, 64))] == [(1, 192, 8, 8)] * 2
+    assert model.feature_info.channels() == [192, 192]
+    assert resolve_model_data_config(model)["input_size"] == (3, 64, 64)
+    levels = timm.create_model("cast_mini", **SMALL, features_only=True, output_fmt="levels").eval()
+    assert [f.tokens.shape[1] for f in levels(torch.randn(1, 3, 64, 64))][1:] == [16, 8, 4]
 
 
 @torch.no_grad()

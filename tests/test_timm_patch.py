@@ -1,5 +1,4 @@
 import copy
-import io
 import pickle
 
 import pytest
@@ -54,13 +53,9 @@ def test_copies_and_pickles(family):
     vit = wake_pools(patch_timm(make_vit(family), {0: 8, 2: 4}))
     image = make_image(vit)
     expected = vit(image)
-    file = io.BytesIO()
-    torch.save(vit, file)
-    file.seek(0)
     for other in (
         copy.deepcopy(vit),
         pickle.loads(pickle.dumps(vit)),
-        torch.load(file, weights_only=False),
     ):
         assert type(other) is type(vit)
         assert other.graph_pools is not vit.graph_pools
