@@ -220,7 +220,7 @@ class PooledVit(nn.Module):
             tokens, rotary = embedded
         else:
             tokens, rotary = self.patch_drop(embedded), None
-        return self.norm_pre(tokens), rotary
+        return self.norm_pre(tokens) if hasattr(self, "norm_pre") else tokens, rotary  # Eva of timm 1.0.15 has none
 
     def _superpixels(
         self, x: Tensor, labels: Tensor | None, num_segments: int | None

@@ -48,9 +48,9 @@ def features_by_hand(vit, image):
         tokens, rope = vit._pos_embed(vit.patch_embed(one)), None
         if isinstance(tokens, tuple):
             tokens, rope = tokens
-        tokens = vit.norm_pre(tokens)
+        tokens = getattr(vit, "norm_pre", torch.nn.Identity())(tokens)
         for i, block in enumerate(vit.blocks):
-            options = {} if rope is None else {"rope": rope[i] if vit.rope_mixed else rope}
+            options = {} if rope is None else {"rope": rope[i] if getattr(vit, "rope_mixed", False) else rope}
             tokens = block(tokens, **options)
             if str(i) in vit.graph_pools:
                 cut = vit.num_prefix_tokens
