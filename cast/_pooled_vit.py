@@ -13,6 +13,7 @@ from cast._patch_grid import gather_rotary, patch_labels, superpixels_of_patches
 from cast.hierarchy import Hierarchy
 from cast.layers import PoolResult
 from cast.models import SuperpixelConfig
+from cast.models.features import take_indices
 from cast.models.inputs import check_count_covers, check_labels
 from cast_kernels import seeds, seeds_count, unpool
 
@@ -131,6 +132,7 @@ class PooledVit(nn.Module):
         that every map is on the patch grid.
 
         Raises:
+            TypeError: Indices are no integers.
             ValueError: A mask is given; the format is neither "NCHW" nor "NLC"; a block does not exist; or the model
                 makes superpixels of images, whose tokens are on no grid (`forward_hierarchy` returns those).
         """
@@ -139,7 +141,7 @@ class PooledVit(nn.Module):
             raise ValueError(f'expected output_fmt "NCHW" or "NLC", got {output_fmt!r}')
         if self.superpixel_config is not None:
             raise ValueError("tokens of superpixels are on no grid; forward_hierarchy returns them with their labels")
-        wanted = _block_indices(indices, len(self.blocks))
+        wanted = sorted(set(take_indices(len(self.blocks), indices)))
         outputs: dict[int, Tensor] = dict.fromkeys(wanted)
         run = self._run(x, None, None, outputs, wanted[-1] + 1 if stop_early else None)
         tokens = [self.norm(t) if norm else t for t in outputs.values()]
@@ -208,9 +210,11 @@ class PooledVit(nn.Module):
                 pooled = self.graph_pools[str(index)](tokens[:, num_prefix:], prefix, mask)
                 pools.append(pooled)
                 tokens = pooled.tokens if prefix is None else torch.cat([pooled.cls, pooled.tokens], dim=1)
-                place = pooled.indices if place is None else place.gather(1, pooled.indices)
-                chain = pooled.parents if chain is None else pooled.parents.gather(1, chain)
                 mask = turned = None  # no pooled token is empty
+                if rotary is not None:
+                    place = pooled.indices if place is None else place.gather(1, pooled.indices)
+                if outputs is not None:
+                    chain = pooled.parents if chain is None else pooled.parents.gather(1, chain)
         return _Run(self.norm(tokens), labels, pools)
 
     def _tokens(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -274,16 +278,6 @@ def _new(base: type[nn.Module]) -> PooledVit:
 def _refuse_mask(attn_mask: Tensor | None, is_causal: bool) -> None:
     if attn_mask is not None or is_causal:
         raise ValueError("a patched model takes no attention mask: its tokens change places and number between blocks")
-
-
-def _block_indices(indices: int | Sequence[int] | None, depth: int) -> list[int]:
-    """Return the blocks meant, ascending: all for None, the last n for a number n, else those with these indices."""
-    if indices is None or isinstance(indices, int):
-        count = depth if indices is None else indices
-        indices = range(depth - count, depth) if 0 < count <= depth else [depth]
-    if not indices or not all(-depth <= index < depth for index in indices):
-        raise ValueError(f"expected blocks in [{-depth}, {depth}), or the number of last ones, got {indices}")
-    return sorted({index % depth for index in indices})
 
 
 def _on_grid(tokens: Tensor, num_prefix: int, chain: Tensor | None) -> Tensor:

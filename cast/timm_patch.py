@@ -41,7 +41,7 @@ def patch_timm(
     dropout: float = 0.1,
     kappa: float = 5.0,
     normalize: bool = False,
-) -> nn.Module:
+) -> PooledVit:
     """Put a `GraphPool` after some blocks of a vision transformer of timm, in place.
 
     The model stays what it was: an instance of its class, with its methods and the names of its parameters, to which

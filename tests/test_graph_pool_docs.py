@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 
-import pytest
 import torch
 from conftest import ROOT
 from gpu_checks import assert_graph_replays, assert_no_synchronisation, needs_gpu
@@ -26,7 +25,7 @@ def test_snippets_run_in_order_and_give_what_they_say(capsys):
     assert len(shown) >= 5
     printed = re.findall(r"^print\(.*# (.*)$", PAGE, re.MULTILINE)
     assert capsys.readouterr().out.splitlines() == printed
-    assert len(printed) == 2
+    assert len(printed) == 3
     assert names["data"]["input_size"] == (3, 224, 224)
     assert "cast_small" in names["names"]
     program, pool, tokens = names["program"], names["pool"], names["tokens"]
@@ -53,12 +52,14 @@ def test_commands_exist():
         assert (ROOT / "bench" / f"{module}.py").exists()
 
 
-@pytest.mark.parametrize("mark", [pytest.param(None, marks=needs_gpu)])
-@torch.no_grad()
-def test_example_runs_on_a_gpu_without_waiting_and_in_a_graph(mark):
-    names = {}
-    exec(compile(EXAMPLE.read_text(), str(EXAMPLE), "exec"), names)
-    model = names["PooledEncoder"]().eval().cuda()
-    case, other = (torch.randn(2, 196, 192, device="cuda"),), (torch.randn(2, 196, 192, device="cuda"),)
-    assert_no_synchronisation(model, case)
-    assert_graph_replays(model, case, other)
+class TestOnTheGpu:
+    pytestmark = needs_gpu
+
+    @torch.no_grad()
+    def test_example_runs_without_waiting_and_in_a_graph(self):
+        names = {}
+        exec(compile(EXAMPLE.read_text(), str(EXAMPLE), "exec"), names)
+        model = names["PooledEncoder"]().eval().cuda()
+        case, other = (torch.randn(2, 196, 192, device="cuda"),), (torch.randn(2, 196, 192, device="cuda"),)
+        assert_no_synchronisation(model, case)
+        assert_graph_replays(model, case, other)
