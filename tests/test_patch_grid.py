@@ -72,6 +72,7 @@ def test_a_superpixel_for_each_patch_is_the_model_without(family):
 @torch.no_grad()
 def test_an_empty_superpixel_is_no_centroid():
     vit = patch_timm(make_vit(), {0: 3})
+    vit.pos_embed.data += 5.0  # so that zero tokens lie farthest from the others
     image = make_image(vit)
     labels = blobs(2, 64, 64, 4) * 2 + 1  # 1, 3, 5, 7 of 8
     for pool in vit.forward_hierarchy(image, superpixels=labels, num_segments=8).pools:
@@ -105,6 +106,15 @@ def test_grids_of_any_size(size):
     assert hierarchy.num_segments == (size[0] * size[1] // 256, 7)
     assert hierarchy.size == size
     assert hierarchy.areas(0).eq(256).all()
+
+
+@torch.no_grad()
+def test_patches_that_are_no_squares():
+    vit = patch_timm(make_vit(patch_size=(8, 16), img_size=(32, 48)), {1: 7})
+    hierarchy = vit.hierarchy(make_image(vit))
+    assert hierarchy.num_segments == (12, 7)
+    expected = torch.arange(12).view(4, 3).repeat_interleave(8, 0).repeat_interleave(16, 1)
+    assert torch.equal(hierarchy.superpixels[1].long(), expected)
 
 
 @pytest.mark.parametrize("family", ["plain", "dinov3"])
@@ -144,9 +154,9 @@ def test_makes_superpixels_of_its_image():
 
 @torch.no_grad()
 def test_the_number_of_superpixels_grows_with_the_image():
-    vit = patch_timm(make_vit(dynamic_img_size=True), {0: 6}, superpixels=16)
-    assert vit.hierarchy(torch.randn(1, 3, 64, 64)).num_segments[0] == seeds_count(64, 64, 16)
-    assert vit.hierarchy(torch.randn(1, 3, 128, 64)).num_segments[0] == seeds_count(128, 64, 32)
+    vit = patch_timm(make_vit(grid=(4, 8), dynamic_img_size=True), {0: 6}, superpixels=32)
+    assert vit.hierarchy(torch.randn(1, 3, 64, 128)).num_segments[0] == seeds_count(64, 128, 32)
+    assert vit.hierarchy(torch.randn(1, 3, 128, 128)).num_segments[0] == seeds_count(128, 128, 64)
 
 
 @torch.no_grad()
