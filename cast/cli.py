@@ -195,6 +195,7 @@ def _segment(arguments: argparse.Namespace) -> int:
 def _check_request(arguments: argparse.Namespace) -> None:
     """Raise _UsageError for whatever can be seen to be wrong before a model is built."""
     from cast.data.geometry import check_size
+    from cast.models import CastConfig
     from cast.models.registry import CONFIGS
 
     try:
@@ -203,7 +204,10 @@ def _check_request(arguments: argparse.Namespace) -> None:
         raise _UsageError(f"--size{' and --crop' if arguments.crop else ''}: {error}") from error
     if arguments.model not in CONFIGS:
         return  # loading it will say so, and which there are
-    own = CONFIGS[arguments.model].num_clusters
+    config = CONFIGS[arguments.model]
+    if not isinstance(config, CastConfig):
+        raise _UsageError(f"--model: {arguments.model} makes no segments")
+    own = config.num_clusters
     levels = arguments.levels or own
     if len(levels) != len(own):
         raise _UsageError(

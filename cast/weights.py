@@ -9,7 +9,7 @@ import torch
 
 from cast._files import hash_file
 from cast._weight_files import read_weights
-from cast.models import Cast, create_model
+from cast.models import Cast, CastConfig, create_model
 from cast.models.official import load_official
 from cast.models.registry import CONFIGS
 
@@ -62,9 +62,12 @@ def load_model(
         ValueError: A name, a file, a granularity or a device that does not exist or does not fit.
     """
     place = find_device(device)
+    config = CONFIGS.get(name)
+    if config is not None and not isinstance(config, CastConfig):
+        raise ValueError(f"expected a model that makes segments, got {name}")
     overrides = {}
     if levels is not None:
-        steps = len(CONFIGS[name].num_clusters) if name in CONFIGS else len(levels)
+        steps = len(levels) if config is None else len(config.num_clusters)
         if len(levels) != steps:
             raise ValueError(f"{name} groups {steps} times, so expected {steps} levels, got {tuple(levels)}")
         overrides["num_clusters"] = tuple(levels)
