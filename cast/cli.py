@@ -208,9 +208,11 @@ def _check_request(arguments: argparse.Namespace) -> None:
     except ValueError as error:
         raise _UsageError(f"--size{' and --crop' if arguments.crop else ''}: {error}") from error
     name = arguments.model or ("cast_small" if arguments.weights is None else None)
-    config = CONFIGS.get(name)
+    if name not in CONFIGS:
+        return  # loading it will say so, and which there are; or only the weights tell
+    config = CONFIGS[name]
     if not isinstance(config, CastConfig):
-        return  # loading it will say what is wrong; or only the weights tell
+        raise _UsageError(f"--model: {name} makes no segments")
     own = config.num_clusters
     levels = arguments.levels or own
     if len(levels) != len(own):

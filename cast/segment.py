@@ -38,8 +38,7 @@ class Segmentation:
         photo: The part of the photo that the network saw, uint8 ``[H, W, 3]`` at the photo's own resolution.
         geometry: How the photo became the network's input.
         hierarchy: On the network's pixels, of a single image, on the CPU.
-        logits: Of the photo's classes, float32 ``[num_classes]`` on the CPU; None for a model that classifies nothing,
-            or segments and pixels instead of photos.
+        logits: Of the classes, float32 ``[num_classes]`` on the CPU; None for a model that does not classify images.
     """
 
     photo: np.ndarray
@@ -82,6 +81,6 @@ def segment_image(model: Cast | CastSeg, image: np.ndarray, settings: Settings =
     seen = geometry.apply(image, "bicubic" if model.config.init == "deit" else "bilinear")
     batch = torch.tensor(seen)[None].to(next(model.parameters()).device)
     output = model.forward_hierarchy(batch, num_superpixels=settings.num_superpixels)
-    of_photo = model.config.num_classes and output.logits.ndim == 2
-    logits = output.logits[0].float().cpu() if of_photo else None
+    is_classifier = model.config.num_classes and output.logits.ndim == 2
+    logits = output.logits[0].float().cpu() if is_classifier else None
     return Segmentation(geometry.cut(image), geometry, output.hierarchy.to("cpu"), logits)

@@ -73,7 +73,7 @@ def load_model(
     path = None if weights is None else Path(weights)
     model, sha256 = _random_model(name or DEFAULT_NAME) if path is None else _loaded_model(name, path)
     if not isinstance(model, Trunk):
-        raise ValueError(f"{name or model.config.kind} has no segments; expected a model of superpixels")
+        raise ValueError(f"expected a model that makes segments, got {name or model.config.kind}")
     found = name or registered_name(model.config) or model.config.kind
     if levels is not None:
         steps = len(model.config.num_clusters)

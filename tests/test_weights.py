@@ -70,7 +70,7 @@ def test_the_weights_tell_the_model(tmp_path):
         with pytest.raises(ValueError, match="groups 4 times"):
             load_model(weights=weights, levels=(32, 16))
     create_model("vit_conv_small", embed_dim=48).save_pretrained(tmp_path / "vit")
-    with pytest.raises(ValueError, match="vit has no segments"):
+    with pytest.raises(ValueError, match="expected a model that makes segments, got vit"):
         load_model(weights=tmp_path / "vit")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"there is no config\.json"):
