@@ -20,18 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cast_kernels.kernels._aot import SHARED_MEMORY, Case
-from cast_kernels.kernels._launch import (
-    TRITON,
-    interpreted_bfloat16,
-    padded,
-    processors,
-    row_length,
-    rows,
-    share_out,
-    split_options,
-)
-from cast_kernels.kernels._tiles import OLDEST, architecture, tiles
-from cast_kernels.kernels.assign_pool import (
+from cast_kernels.kernels._assign_pool import (
     FUSION,
     case,
     clamp,
@@ -43,6 +32,17 @@ from cast_kernels.kernels.assign_pool import (
     inside,
     load_tile,
 )
+from cast_kernels.kernels._launch import (
+    TRITON,
+    interpreted_bfloat16,
+    padded,
+    processors,
+    row_length,
+    rows,
+    share_out,
+    split_options,
+)
+from cast_kernels.kernels._tiles import OLDEST, architecture, tiles
 
 
 @triton.jit
