@@ -117,7 +117,6 @@ def _kernel(device: str, beyond: str = "float64 runs") -> tuple[str, str]:
 
 
 _MEAN_BEYOND = f"float64 and more than {MAX_SEGMENTS} segments run"
-_ASSIGN_BEYOND = "float64, and gradients in float32, of over 256 tokens or over 64 clusters run"
 
 
 # Self-tests: the op as users call it, against a definition written a second way. None, or what is wrong.
@@ -221,7 +220,7 @@ _OPS: dict[str, tuple[Callable[[str], tuple[str, str]], Callable[[str], str | No
     "rgb_to_lab": (_lab_backend, _check_lab),
     "segment_mean": (partial(_kernel, beyond=_MEAN_BEYOND), _check_segment_mean),
     "farthest_point_sample": (_kernel, _check_sampling),
-    "assign_pool": (partial(_kernel, beyond=_ASSIGN_BEYOND), _check_assign_pool),
+    "assign_pool": (_kernel, _check_assign_pool),
     "unpool": (_kernel, _check_unpool),
     "unpool_concat": (_kernel, _check_unpool_concat),
     "superpixel_metrics": (lambda device: ("NumPy", "on the host"), _check_metrics),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cast_kernels._checks import check_float, check_index, check_same_device, shown
 from cast_kernels._rows import accumulator, full_precision, gather_rows, sum_rows
+from cast_kernels._vmap import folded
 
 
 # 1. Public functions
@@ -186,3 +187,5 @@ def _backward_of_backward(ctx, grads):
 
 _op.register_autograd(_backward, setup_context=_setup_context)
 _op_backward.register_autograd(_backward_of_backward, setup_context=_setup_backward_context)
+_op.register_vmap(folded(_op))
+_op_backward.register_vmap(folded(_op_backward))

@@ -15,6 +15,7 @@ LARGEST_N, LARGEST_K = 256, 64  # in 16 bits, 64 registers a thread at four warp
 FUSION = True  # contracting a * b + c only saves a rounding, in sums of squares and in the corrected exponential
 FLOAT32_BUFFERS = (
     "cosine_ptr", "inverse_ptr", "norm_ptr", "parts_ptr", "change_ptr", "along_ptr", "along_centroid_ptr",
+    "weight_ptr", "shared_ptr", "grad_centroid_ptr",
 )  # fmt: skip
 
 
