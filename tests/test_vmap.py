@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from cast_kernels import assign_pool, farthest_point_sample, rgb_to_lab, segment_mean, unpool, unpool_concat
+from cast_kernels import (
+    assign_pool,
+    farthest_point_sample,
+    rgb_to_lab,
+    segment_mean,
+    unpool,
+    unpool_concat,
+    unpool_linear,
+)
 
 M, B, N, K, C = 3, 2, 9, 4, 5
 
@@ -64,6 +72,18 @@ def test_unpool_concat(device):
     )
 
 
+def test_unpool_linear(device):
+    tensors = (randn(M, B, N, 2, device=device), randn(B, 5, 3, device=device), randn(M, 6, 5, device=device))
+    table = labels(B, N, M, high=5, device=device)
+
+    def call(fine, coarse, weight, table):
+        return unpool_linear([fine, coarse], [table], weight)
+
+    found = torch.vmap(call, in_dims=(0, None, 0, 2))(*tensors, table)
+    for i in range(M):  # products of a stack of weights are rounded their own way
+        torch.testing.assert_close(found[i], call(tensors[0][i], tensors[1], tensors[2][i], table[..., i]))
+
+
 @pytest.mark.parametrize(
     ("shape", "in_dim"),
     [((B, 6, 7, C), None), ((1, 6, 7, C), None), ((M, B, 6, 7, C), 0), ((1, M, 6, 7, C), 1)],
@@ -92,7 +112,7 @@ def gradients(make, leaves):
     return batched, [torch.autograd.grad(make(), leaves, grad) for grad in grads]
 
 
-@pytest.mark.parametrize("op", ["assign_pool", "unpool_concat", "segment_mean"])
+@pytest.mark.parametrize("op", ["assign_pool", "unpool_concat", "unpool_linear", "segment_mean"])
 @pytest.mark.parametrize("shared", [False, True])
 def test_backward(op, shared, device):
     x = randn(B, N, C, device=device).requires_grad_()
@@ -101,6 +121,8 @@ def test_backward(op, shared, device):
         make = lambda: assign_pool(x, labels(B, K, high=N, device=device), y)[1]  # noqa: E731
     elif op == "unpool_concat":
         make = lambda: unpool_concat([x, y], [labels(B, N, device=device)])  # noqa: E731
+    elif op == "unpool_linear":
+        make = lambda: unpool_linear([x, y], [labels(B, N, device=device)], randn(6, 2 * C, device=device))  # noqa: E731
     else:
         y = randn(1 if shared else B, N, C, device=device).requires_grad_()
         make = lambda: segment_mean(x, labels(B, N, device=device), K, add=y)[0]  # noqa: E731
