@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from cast_kernels import unpool_concat
+from cast_kernels import unpool_concat, unpool_linear
 
 
 class BlockFusion(nn.Module):
@@ -13,6 +13,10 @@ class BlockFusion(nn.Module):
 
     The class tokens of all levels are concatenated alike and go through the same layers, as one more token in front. In
     train mode the batch norm therefore couples them, and empty superpixels, with all other tokens of the batch.
+
+    Where the batch norm has been folded into ``proj`` and replaced by the identity, ``proj`` runs before the levels are
+    brought together in eval mode: equal to rounding, and a coarse token is multiplied once instead of once for every
+    superpixel below it (`cast_kernels.unpool_linear`).
 
     Args:
         dim: Number of channels C of each level.
@@ -40,6 +44,10 @@ class BlockFusion(nn.Module):
         Raises:
             ValueError: Numbers of levels or shapes do not fit.
         """
-        x = torch.cat([torch.cat(list(cls), dim=2), unpool_concat(levels, parents)], dim=1)  # [B, M + N_0, L C]
+        joint = torch.cat(list(cls), dim=2)  # [B, M, L C]
+        if isinstance(self.norm, nn.Identity) and type(self.proj) is nn.Linear and not self.training:
+            tokens = unpool_linear(levels, parents, self.proj.weight, self.proj.bias)
+            return torch.cat([self.proj(joint), tokens], dim=1)
+        x = torch.cat([joint, unpool_concat(levels, parents)], dim=1)  # [B, M + N_0, L C]
         x = self.norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         return self.proj(self.dropout(x))
