@@ -278,6 +278,12 @@ def test_checkpointing_gives_the_same_gradients(name):
             torch.testing.assert_close(grad, plain[key], msg=key)
 
 
+def test_a_classifier_below_a_decoder_is_frozen():
+    """Nothing uses it, and DDP would miss its gradient."""
+    model = make_variant("voc", encoder_classes=3)
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["head.weight", "head.bias"]
+
+
 def test_no_weight_decay():
     assert make_variant("segmentation").no_weight_decay() == {"cls_token"}
     assert make_variant("encoder").no_weight_decay() == {"cls_token", "pos_embed"}
@@ -325,6 +331,7 @@ def test_reset_decoder(name):
     model.reset_classifier(7)
     assert model(image, labels, 16).shape == (1, 7, 64, 64)
     assert {p.dtype for p in model.decoder.parameters()} == {torch.float64}
+    assert not any(m.training for m in model.modules())
     assert model.config.num_classes == 7
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from cast.layers import (
     Attention,
@@ -312,6 +313,43 @@ def test_block_fusion_is_norm_and_linear_of_the_concatenation(training):
     x = (x - mean) / (var + 1e-5).sqrt() * fusion.norm.weight + fusion.norm.bias
     expected = x @ fusion.proj.weight.T + fusion.proj.bias
     torch.testing.assert_close(fusion(levels, parents, cls), expected, rtol=1e-10, atol=1e-10)
+
+
+class Wrapped(nn.Linear):
+    """A layer that fine-tuning has changed: its product is not all it does."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_block_fusion_multiplies_before_the_gather_once_its_norm_is_folded():
+    fusion = BlockFusion(6, 3).double().eval()
+    for p in (*fusion.norm.parameters(), fusion.norm.running_mean):
+        p.data += torch.randn_like(p)
+    levels = [torch.randn(2, n, 6, dtype=torch.float64, requires_grad=True) for n in (40, 4, 2)]
+    parents = [torch.randint(0, 4, (2, 40)), torch.randint(0, 2, (2, 4))]
+    cls = [torch.randn(2, 1, 6, dtype=torch.float64) for _ in range(3)]
+    plain = fusion(levels, parents, cls)
+    weight = torch.randn_like(plain)
+    grads = torch.autograd.grad((plain * weight).sum(), levels)
+    scale = fusion.norm.weight / (fusion.norm.running_var + fusion.norm.eps).sqrt()
+    shift = fusion.norm.bias - scale * fusion.norm.running_mean
+    fusion.proj.bias.data += fusion.proj.weight.data @ shift.data
+    fusion.proj.weight.data *= scale.data
+    fusion.norm = nn.Identity()
+    with FlopCounterMode(display=False) as late:
+        folded = fusion(levels, parents, cls)
+    torch.testing.assert_close(folded, plain, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.autograd.grad((folded * weight).sum(), levels), grads, rtol=1e-12, atol=1e-12)
+    fusion.train()
+    fusion.dropout.p = 0.0
+    with FlopCounterMode(display=False) as early:  # in training as before, dropout included
+        torch.testing.assert_close(fusion(levels, parents, cls), plain, rtol=1e-12, atol=1e-12)
+    assert late.get_total_flops() < 0.5 * early.get_total_flops()
+    wrapped = Wrapped(18, 6).double()
+    wrapped.load_state_dict(fusion.proj.state_dict())
+    fusion.proj = wrapped
+    torch.testing.assert_close(fusion.eval()(levels, parents, cls), 2 * plain, rtol=1e-12, atol=1e-12)
 
 
 def test_block_fusion_of_one_level():

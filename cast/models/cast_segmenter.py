@@ -37,6 +37,7 @@ class CastSegmenter(CastSeg):
 
     def __init__(self, config: CastSegmenterConfig) -> None:
         super().__init__(config)
+        self.head.requires_grad_(False)  # unused
         self.decoder = self._make_decoder(config)
 
     @staticmethod
@@ -79,7 +80,7 @@ class CastSegmenter(CastSeg):
             ValueError: ``num_classes`` is no integer of at least 1; the model is as before then.
         """
         config = dataclasses.replace(self.config, num_classes=num_classes)
-        self.decoder = self._make_decoder(config).to(self.cls_token)
+        self.decoder = self._make_decoder(config).to(self.cls_token).train(self.training)
         self.config = config
 
     def no_weight_decay(self) -> set[str]:
