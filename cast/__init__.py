@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cast.checkpoints import load_official
     from cast.hierarchy import Hierarchy
     from cast.layers import GraphPool
     from cast.models import (
@@ -35,6 +36,7 @@ __all__ = [
     "create_model",
     "from_pretrained",
     "list_models",
+    "load_official",
     "patch_timm",
     "register_timm",
     "unpatch_timm",
@@ -44,6 +46,7 @@ _HOMES = {
     "GraphPool": "cast.layers",
     "Hierarchy": "cast.hierarchy",
     "__version__": "cast_kernels",
+    "load_official": "cast.checkpoints",
     "patch_timm": "cast.timm_patch",
     "register_timm": "cast.timm_models",
     "unpatch_timm": "cast.timm_patch",
