@@ -12,18 +12,22 @@ from cast_kernels import (
     _ext,
     assign_pool,
     farthest_point_sample,
+    labels_to_edges,
     rgb_to_lab,
     seeds,
     segment_mean,
     superpixel_metrics,
+    superpixel_summary,
     testing,
     unpool,
     unpool_concat,
 )
 from cast_kernels._version import __version__
+from cast_kernels.labels_to_edges import MAX_SEGMENTS as MAX_EDGE_SEGMENTS
 from cast_kernels.rgb_to_lab import rgb_to_lab_ref
 from cast_kernels.seeds_golden import SEEDS_GOLDEN, SEEDS_GOLDEN_SIZE
 from cast_kernels.segment_mean import MAX_SEGMENTS
+from cast_kernels.superpixel_summary import MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,8 @@ def _kernel(device: str, beyond: str = "float64 runs") -> tuple[str, str]:
 
 
 _MEAN_BEYOND = f"float64 and more than {MAX_SEGMENTS} segments run"
+_SUMMARY_BEYOND = f"images of more than {MAX_PIXELS} pixels run"
+_EDGES_BEYOND = f"more than {MAX_EDGE_SEGMENTS} segments run"
 _ASSIGN_BEYOND = "float64, and gradients in float32, of over 256 tokens or over 64 clusters run"
 
 
@@ -195,6 +201,31 @@ def _check_unpool_concat(device: str) -> str | None:
     return _verdict(error, 0.0)
 
 
+def _check_summary(device: str) -> str | None:
+    image = testing.synthetic_image(17, 23)
+    labels = (torch.arange(17)[:, None] // 4 * 6 + torch.arange(23) // 4 - 1)[None]  # one label too low, one unused
+    for boundary in ("thin", "thick"):
+        area, box, color, edge = superpixel_summary(labels.to(device), 31, image.to(device), boundary=boundary)
+        exact = testing.superpixel_summary_oracle(labels, 31, image, boundary == "thick")
+        found = {"areas": area, "boxes": box, f"{boundary} boundary": edge}
+        for (name, result), expected in zip(found.items(), (*exact[:2], exact[3]), strict=True):
+            if not torch.equal(result.cpu(), expected):
+                return f"wrong {name}"
+        if problem := _verdict(testing.max_error(color.cpu(), exact[2].float()), 0.0):
+            return f"mean colours: {problem}"
+    return None
+
+
+def _check_edges(device: str) -> str | None:
+    labels = (torch.arange(17)[:, None] // 4 * 6 + torch.arange(23) // 4 - 1)[None]
+    edges, count = labels_to_edges(labels.to(device), 29)
+    (expected,) = testing.edges_oracle(labels, 29)
+    if count.tolist() != [len(expected)]:
+        return f"{count.tolist()} edges, expected {[len(expected)]}"
+    padding = [[-1, -1]] * (edges.shape[1] - len(expected))
+    return None if edges[0].tolist() == expected + padding else "wrong edges"
+
+
 def _check_metrics(device: str) -> str | None:
     labels = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1]])
     found = superpixel_metrics(labels, truth=torch.tensor([[0, 0, 0, 1], [0, 0, 0, 1]]), tolerance=0)
@@ -224,5 +255,7 @@ _OPS: dict[str, tuple[Callable[[str], tuple[str, str]], Callable[[str], str | No
     "assign_pool": (partial(_kernel, beyond=_ASSIGN_BEYOND), _check_assign_pool),
     "unpool": (_kernel, _check_unpool),
     "unpool_concat": (_kernel, _check_unpool_concat),
+    "superpixel_summary": (partial(_kernel, beyond=_SUMMARY_BEYOND), _check_summary),
+    "labels_to_edges": (partial(_kernel, beyond=_EDGES_BEYOND), _check_edges),
     "superpixel_metrics": (lambda device: ("NumPy", "on the host"), _check_metrics),
 }
