@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from cast.hierarchy import Hierarchy
     from cast.layers import GraphPool
     from cast.models import Cast, CastConfig, CastOutput, PooledLevel, SuperpixelConfig, create_model, list_models
+    from cast.superpixel_maps import Superpixels, superpixels
     from cast_kernels import __version__
 
 __all__ = [
@@ -20,12 +21,20 @@ __all__ = [
     "Hierarchy",
     "PooledLevel",
     "SuperpixelConfig",
+    "Superpixels",
     "__version__",
     "create_model",
     "list_models",
+    "superpixels",
 ]
 
-_HOMES = {"Hierarchy": "cast.hierarchy", "GraphPool": "cast.layers", "__version__": "cast_kernels"}
+_HOMES = {
+    "GraphPool": "cast.layers",
+    "Hierarchy": "cast.hierarchy",
+    "Superpixels": "cast.superpixel_maps",
+    "__version__": "cast_kernels",
+    "superpixels": "cast.superpixel_maps",
+}
 _MODULES = ("data", "hierarchy", "layers", "models")  # reachable as attributes, as after an eager import
 
 

@@ -12,8 +12,10 @@ _TILE = 560  # the long side of a tile in the panel, about: label maps are enlar
 _ASPECT = 2.0  # width / height that the panel's grid comes as close to as it can
 _SMALLEST = 12  # pixels of the font
 _PAPER, _INK, _WARNING = (255, 255, 255), (32, 32, 36), (190, 30, 20)
-_LINE, _LINE_OPACITY = (255, 238, 80), 0.9  # superpixel outlines,
-_HALO, _HALO_OPACITY = (0, 0, 0), 0.45  # and the darker band around them that sets them off from a photo of any colour
+OUTLINE = (  # colour, opacity, and extent in thicknesses of a line
+    ((0, 0, 0), 0.45, 2),  # a dark band that sets
+    ((255, 238, 80), 0.9, 1),  # the outline off from a photo of any colour
+)
 _SHADE = 0.22  # share of the photo's brightness in a tile's colours, so that the eye finds the photo again
 
 
@@ -54,8 +56,8 @@ def draw_outlines(photo: np.ndarray, labels: np.ndarray, thickness: int | None =
     if thickness is None:
         thickness = max(1, round(min(labels.shape) / 400))
     picture = photo.copy()
-    for color, opacity, extent in ((_HALO, _HALO_OPACITY, 2 * thickness), (_LINE, _LINE_OPACITY, thickness)):
-        edge = outlines(labels, extent)
+    for color, opacity, extent in OUTLINE:
+        edge = outlines(labels, extent * thickness)
         picture[edge] = np.rint((1 - opacity) * picture[edge] + opacity * np.array(color)).astype(np.uint8)
     return picture
 

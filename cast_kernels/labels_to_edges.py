@@ -1,6 +1,6 @@
 """The region adjacency graph of label maps: which segments touch.
 
-    (u, v), u < v, is an edge where some pixel of u has a 4-neighbour in v
+(u, v), u < v, is an edge where some pixel of u has a 4-neighbour in v
 """
 
 import torch

@@ -49,9 +49,9 @@ def superpixel_summary(
         num_segments: Number of segments S. An argument, so that no shape depends on data.
         image: RGB [B, H, W, 3] or [B, 3, H, W], uint8, any strides. Where both readings fit the channels are last.
         boundary: "thin", pixels whose right or lower neighbour has another label, a line one pixel wide as in
-            ``superpixel_metrics``; or "thick", pixels with any such 4-neighbour, which lie on both sides, as scikit-image's
-            ``find_boundaries(mode="thick")`` (and its "inner", where every pixel has a segment). Pixels without a
-            segment count as one segment more; the frame of the image is no boundary.
+            ``superpixel_metrics``; or "thick", pixels with any such 4-neighbour, which lie on both sides, as
+            scikit-image's ``find_boundaries(mode="thick")`` (and its "inner", where every pixel has a segment). Pixels
+            without a segment count as one segment more; the frame of the image is no boundary.
 
     Returns:
         ``SuperpixelSummary(area, box, color, boundary)``.
@@ -75,7 +75,9 @@ def superpixel_summary(
         if pixels.shape[:3] != labels.shape:
             raise ValueError(f"expected an image on the grid of labels {shown(labels)}, got {shown(image)}")
         check_same_device(labels=labels, image=image)
-    area, box, color, edge = torch.ops.cast_kernels.superpixel_summary(labels, num_segments, pixels, boundary == "thick")
+    area, box, color, edge = torch.ops.cast_kernels.superpixel_summary(
+        labels, num_segments, pixels, boundary == "thick"
+    )
     return SuperpixelSummary(area, box, None if image is None else color, edge)
 
 

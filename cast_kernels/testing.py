@@ -128,7 +128,7 @@ def edges_oracle(labels: Tensor, num_segments: int) -> list[list[list[int]]]:
         for y, row in enumerate(one):
             for x, u in enumerate(row):
                 for v in [*row[x + 1 : x + 2], *(below[x] for below in one[y + 1 : y + 2])]:
-                    if u != v and 0 <= min(u, v) and max(u, v) < num_segments:
+                    if u != v and min(u, v) >= 0 and max(u, v) < num_segments:
                         edges.add((min(u, v), max(u, v)))
         found.append([list(edge) for edge in sorted(edges)])
     return found

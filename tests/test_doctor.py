@@ -19,7 +19,12 @@ OPS = {
     "superpixel_summary",
     "labels_to_edges",
 }
-OUTPUTS = {"segment_mean": 2, "assign_pool": 3, "superpixel_summary": 4, "labels_to_edges": 2}  # of ops that return more than one tensor
+OUTPUTS = {
+    "segment_mean": 2,
+    "assign_pool": 3,
+    "superpixel_summary": 4,
+    "labels_to_edges": 2,
+}  # of ops that return more than one tensor
 
 
 def test_all_ops_are_right_here(capsys):
