@@ -105,7 +105,7 @@ def draw_panel(photo: np.ndarray, hierarchy: Hierarchy, *, colors: list | None =
     for level in range(1, hierarchy.num_levels):
         tiles.append(_shaded(view, color_map(maps[level], colors[level]), outlines(maps[level], factor)))
         captions.append(f"level {level}: {hierarchy.num_segments[level]}-way")
-    return _compose(tiles, captions, note)
+    return compose(tiles, captions, note)
 
 
 def _shaded(view: np.ndarray, flat: Image.Image, edge: np.ndarray) -> np.ndarray:
@@ -116,8 +116,8 @@ def _shaded(view: np.ndarray, flat: Image.Image, edge: np.ndarray) -> np.ndarray
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
 
-def _compose(tiles: list[np.ndarray], captions: list[str], note: str) -> Image.Image:
-    """Tiles in rows, a caption under each, the note under all."""
+def compose(tiles: list[np.ndarray], captions: list[str], note: str = "") -> Image.Image:
+    """Tiles of one size, uint8 ``[H, W, 3]``, in rows, a caption under each, the note under all."""
     height, width = tiles[0].shape[:2]
     gap = max(4, width // 32)
     columns = _columns(len(tiles), width + gap, height + gap)

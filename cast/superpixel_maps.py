@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cast._files import replace_file
 from cast._hierarchy_checks import check_labels, integer
-from cast.data.images import read_image, to_rgb
+from cast.data import read_image, to_rgb
 from cast.panel import OUTLINE
 from cast_kernels import SuperpixelSummary, labels_to_edges, seeds, seeds_count, superpixel_summary, unpool
 

@@ -83,7 +83,7 @@ def archives(tmp_path_factory):
 def test_sdist_is_complete(archives):
     with tarfile.open(archives[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    expected = tracked("cast", "cast_kernels", "csrc", "tests", "bench", "docs")
+    expected = tracked("cast", "cast_kernels", "csrc", "tests", "bench", "docs", "examples")
     expected |= {
         "CMakeLists.txt",
         "LICENSE",
