@@ -11,8 +11,9 @@ import importlib
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from bench.record import RESULTS, ROOT, Table, machine
 from cast.data import find_images, read_image
 from cast.panel import compose
 from cast_kernels import seeds, superpixel_metrics
+from cast_kernels.seeds import ORDERS
 
 DEMO = ROOT / "cast" / "assets" / "demo.jpg"
 CASES = ((224, 196), (512, 1024))  # side, request
@@ -36,6 +38,7 @@ OURS = {
     "parallel best": {"order": "parallel", "quality": "best"},
     "parallel fast": {"order": "parallel", "quality": "fast"},
 }
+OURS = {name: options for name, options in OURS.items() if options["order"] in ORDERS}
 Segment = Callable[[np.ndarray, int], np.ndarray]  # one image uint8 [H, W, 3] and a request -> labels [H, W]
 
 
@@ -87,28 +90,33 @@ def photos(paths: list[Path], side: int, count: int) -> np.ndarray:
     return np.ascontiguousarray(np.stack(squares))
 
 
+def ways(images: np.ndarray, request: int, threads: int, pool: ThreadPoolExecutor) -> dict[str, Callable | None]:
+    """For each provider a call that returns the label maps of all images; None = not installed here."""
+    batch, calls = torch.from_numpy(images), {}
+    for name, segment in peers().items():
+        each = None if segment is None else partial(segment, request=request)
+        calls[name] = each and (lambda each=each: list(pool.map(each, images)))
+    for name, options in OURS.items():
+        ours = partial(seeds, num_superpixels=request, **options)
+        if threads == 1:
+            calls[f"ours, {name}"] = lambda ours=ours: [ours(image[None])[0] for image in batch]
+        else:
+            calls[f"ours, {name}"] = partial(ours, batch)
+        if torch.cuda.is_available():
+            calls[f"ours on the GPU, {name}"] = partial(ours, batch.cuda())
+    return calls
+
+
 def measure_speed(images: np.ndarray, request: int, threads: int, turns: int) -> list[dict[str, Any]]:
     """A row per provider: milliseconds per image and the speed-up over OpenCV."""
     torch.set_num_threads(threads)
-    batch = torch.from_numpy(images)
-    rows, calls = [], {}
     with ThreadPoolExecutor(threads) as pool:
-        for name, segment in peers().items():
-            if segment is None:
-                rows.append({"provider": name, "note": "not installed"})
-            else:
-                calls[name] = lambda segment=segment: list(pool.map(lambda image: segment(image, request), images))
-        for name, options in OURS.items():
-            if threads == 1:
-                calls[f"ours, {name}"] = lambda options=options: [seeds(one[None], request, **options) for one in batch]
-            else:
-                calls[f"ours, {name}"] = lambda options=options: seeds(batch, request, **options)
-        if torch.cuda.is_available():
-            there = batch.cuda()
-            for name, options in OURS.items():
-                calls[f"ours on the GPU, {name}"] = lambda options=options: seeds(there, request, **options)
+        every = ways(images, request, threads, pool)
+        calls = {name: call for name, call in every.items() if call}
+        found = {name: label_maps(call()) for name, call in calls.items()}  # and warm
+        if not np.array_equal(found[PEER], found["ours, sequential"]):
+            raise SystemExit("the sequential labels are not OpenCV's: nothing is measured")
         times: dict[str, list[float]] = {name: [] for name in calls}
-        counts = {name: _segments(call()) for name, call in calls.items()}  # and warm
         for _ in range(turns):
             for name, call in calls.items():
                 start = time.perf_counter()
@@ -116,28 +124,31 @@ def measure_speed(images: np.ndarray, request: int, threads: int, turns: int) ->
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()
                 times[name].append(time.perf_counter() - start)
+    rows = [{"provider": name, "note": "not installed"} for name in every if name not in calls]
     for name, seconds in times.items():
         ratios = [peer / mine for peer, mine in zip(times[PEER], seconds, strict=True)]
         row = {"provider": name, "ms_per_image": round(1e3 * statistics.median(seconds) / len(images), 4)}
         row |= {"times_opencv": round(statistics.median(ratios), 3), "least": round(min(ratios), 3)}
-        rows.append(row | {"superpixels": counts[name]})
+        rows.append(row | {"superpixels": len(np.unique(found[name][0]))})
     return rows
 
 
-def _segments(labels: Any) -> int:
-    """Number of superpixels in the first image."""
-    return len(np.unique(labels[0].cpu() if isinstance(labels[0], torch.Tensor) else labels[0]))
+def label_maps(result: Iterable) -> np.ndarray:
+    """Label maps of any provider in the host's memory."""
+    return np.stack([torch.as_tensor(labels).cpu().numpy() for labels in result])
 
 
 # 3. The picture
 def draw(path: Path, request: int, photo: np.ndarray) -> Image.Image:
     """OpenCV, ours and SLIC side by side, whole and enlarged, written as JPEG."""
-    image = torch.from_numpy(photo)[None]
     ours = cast.superpixels(photo, request)
-    slic = cast.superpixels(photo, request, method="slic")
     theirs = torch.from_numpy(opencv_seeds(photo, request))[None]
+    slic = cast.superpixels(photo, request, method="slic")
+    for _ in range(3):  # it gives fewer than asked: ask for so many that the numbers come close
+        request = round(request * ours.num_segments / slic.num_segments)
+        slic = cast.superpixels(photo, request, method="slic")
     shown = {
-        "OpenCV SEEDS": cast.Superpixels(image, theirs, ours.num_segments),
+        PEER: cast.Superpixels(ours.image, theirs, ours.num_segments),
         "cast_kernels.seeds": ours,
         "scikit-image SLIC": slic,
     }
@@ -150,8 +161,11 @@ def draw(path: Path, request: int, photo: np.ndarray) -> Image.Image:
     for found in shown.values():
         mosaic = Image.fromarray(found.mosaic()[0].numpy())
         tiles.append(np.asarray(mosaic.crop(box).resize((width, height), Image.Resampling.NEAREST)))
-        pieces = superpixel_metrics(found.labels[0])
-        captions.append(f"{pieces['segments']} superpixels in {pieces['components']} pieces")
+        figures = superpixel_metrics(found.labels[0], image=photo)
+        captions.append(
+            f"{figures['segments']} superpixels in {figures['components']} pieces, "
+            f"explained variation {figures['explained_variation']:.3f}"
+        )
     picture = compose(tiles, captions)
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path, "JPEG", quality=88, optimize=True)
@@ -175,6 +189,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     cases = [tuple(map(int, case.split(","))) for case in options.case] if options.case else CASES
     table, about = Table(options.out), machine()
+    cv2.setNumThreads(1)  # its SEEDS has one thread; more come from a pool
     for side, request in cases:
         images = photos(paths, side, options.images)
         for threads in sorted({1, os.cpu_count() or 1}):
