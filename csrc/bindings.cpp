@@ -10,6 +10,7 @@
 #include "seeds.h"
 #include "seeds_grid.h"
 #include "seeds_literal.h"
+#include "seeds_parallel.h"
 #include "seeds_schedule.h"
 #include "simd.h"
 
@@ -68,6 +69,21 @@ void seeds_literal(Address pixels, Address labels, int64_t batch, int64_t height
                               channel_stride};
   ck::seeds_literal(images, reinterpret_cast<int32_t*>(labels), schedule_from(height, width, num_superpixels, steps),
                     {bins, lab}, stride, shuffle);
+}
+
+void seeds_parallel(Address pixels, Address labels, int64_t batch, int64_t height, int64_t width, int64_t image_stride,
+                    int64_t row_stride, int64_t column_stride, int64_t channel_stride, int64_t num_superpixels,
+                    const Steps& steps, int64_t bins, bool lab, int64_t stride, int64_t threads) {
+  const ck::SeedsBatch images{reinterpret_cast<const uint8_t*>(pixels),
+                              batch,
+                              height,
+                              width,
+                              image_stride,
+                              row_stride,
+                              column_stride,
+                              channel_stride};
+  ck::seeds_parallel(images, reinterpret_cast<int32_t*>(labels),
+                     schedule_from(height, width, num_superpixels, steps), {bins, lab}, stride, threads);
 }
 
 py::dict seeds_schedule_facts(int64_t height, int64_t width, int64_t num_superpixels, const Steps& steps) {
@@ -130,6 +146,10 @@ PYBIND11_MODULE(_C, m) {
         py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("image_stride"), py::arg("row_stride"),
         py::arg("column_stride"), py::arg("channel_stride"), py::arg("num_superpixels"), py::arg("steps"),
         py::arg("bins"), py::arg("lab"), py::arg("stride"), py::arg("shuffle"));
+  m.def("seeds_parallel", &seeds_parallel, release(), py::arg("pixels"), py::arg("labels"), py::kw_only(),
+        py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("image_stride"), py::arg("row_stride"),
+        py::arg("column_stride"), py::arg("channel_stride"), py::arg("num_superpixels"), py::arg("steps"),
+        py::arg("bins"), py::arg("lab"), py::arg("stride"), py::arg("threads"));
   m.def("seeds_steps", &seeds_steps, py::arg("quality"));
   m.def("seeds_schedule_facts", &seeds_schedule_facts, py::arg("height"), py::arg("width"), py::arg("num_superpixels"),
         py::arg("steps"));
