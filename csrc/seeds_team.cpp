@@ -38,7 +38,7 @@ SeedsTeam<Label, Count>::SeedsTeam(const SeedsSchedule& schedule, const SeedsCol
       stay_(schedule.num_labels),
       enter_(schedule.num_labels) {
   pixels_.data.assign(pixels_.size(schedule.width, schedule.height), kOutside<Label>);
-  pixels_.shape(schedule.width, schedule.height);
+  pixels_.shape(schedule.width);
   bins_.resize(pixels_.data.size());
   const CellGrid& finest = schedule.cells.back();
   for (LabelPlane<Label>& plane : cell_planes_) plane.data.resize(plane.size(finest.columns, finest.rows));
@@ -83,15 +83,15 @@ bool SeedsTeam<Label, Count>::run(const Member& member, const SeedsImage& image,
   spread_to_pixels(member, schedule_.cells[level]);
   for (; sweep != schedule_.sweeps.end(); ++sweep) sweep_pixels(member, *sweep);
 
-  const int64_t columns = (schedule_.width + stride - 1) / stride;
-  const Range rows = member.share((schedule_.height + stride - 1) / stride);
+  const LabelGrid grid(schedule_.height, schedule_.width, stride);
+  const Range rows = member.share(grid.rows);
   for (int64_t row = rows.begin; row < rows.end; ++row) {
     const Label* const from = pixels_.origin + row * stride * stride_;
-    int32_t* const to = labels + row * columns;
+    int32_t* const to = labels + row * grid.columns;
     if (stride == 1) {
-      std::copy_n(from, columns, to);
+      std::copy_n(from, grid.columns, to);
     } else {
-      for (int64_t column = 0; column < columns; ++column) to[column] = from[column * stride];
+      for (int64_t column = 0; column < grid.columns; ++column) to[column] = from[column * stride];
     }
   }
   barrier_.wait(member.size);  // the next image may overwrite the labels
@@ -159,7 +159,7 @@ void SeedsTeam<Label, Count>::set_grid(size_t level) {
   const CellGrid& grid = schedule_.cells[level];
   LabelPlane<Label>& plane = cell_planes_[level % 2];
   std::fill(plane.data.begin(), plane.data.begin() + plane.size(grid.columns, grid.rows), kOutside<Label>);
-  plane.shape(grid.columns, grid.rows);
+  plane.shape(grid.columns);
   cells_ = {grid.columns, grid.rows, grid.x_edges.data(), grid.y_edges.data(), plane.origin, plane.stride};
 }
 

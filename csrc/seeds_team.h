@@ -35,7 +35,7 @@ struct LabelPlane {
   static size_t size(int columns, int rows) {
     return static_cast<size_t>(columns + 1 + kSweepPadding) * (rows + 3) + kSweepPadding;
   }
-  void shape(int columns, int rows) {
+  void shape(int columns) {
     stride = columns + 1 + kSweepPadding;
     origin = data.data() + stride + 1;
   }
