@@ -38,9 +38,10 @@ def superpixels(
             (channels are last where both readings fit); or a PIL image, as its pixels lie; or the path of an image
             file, turned as its EXIF says; or a list or tuple of any of these, of any sizes.
         num_superpixels: Wanted number per image. The result's ``num_segments`` says what it became.
-        method: "seeds", which runs in ``cast_kernels.seeds``; or "slic", scikit-image's, on the host: install
+        method: "seeds", that is ``cast_kernels.seeds``; or "slic", scikit-image's, on the host: install
             ``cast-kernels[slic]``.
-        device: Where to compute. None: where the image is; arrays, PIL images and files are on the CPU.
+        device: Where images are moved first, and all that comes back lives. None: where they are; arrays, PIL images
+            and files are on the CPU. ``cast-kernels doctor`` says what each op runs as on a device.
         **options: Of ``cast_kernels.seeds`` (order, bins, ...) or ``skimage.segmentation.slic`` (compactness, ...).
 
     Returns:

@@ -122,7 +122,7 @@ def _kernel(device: str, beyond: str = "float64 runs") -> tuple[str, str]:
 
 _MEAN_BEYOND = f"float64 and more than {MAX_SEGMENTS} segments run"
 _SUMMARY_BEYOND = f"images of more than {MAX_PIXELS} pixels run"
-_EDGES_BEYOND = f"more than {MAX_EDGE_SEGMENTS} segments run"
+_EDGES_BEYOND = f"more than {MAX_EDGE_SEGMENTS} segments or {MAX_PIXELS} pixels run"
 _ASSIGN_BEYOND = "float64, and gradients in float32, of over 256 tokens or over 64 clusters run"
 
 

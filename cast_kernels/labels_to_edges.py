@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cast_kernels._checks import check_count, check_labels, shown
+from cast_kernels.superpixel_summary import MAX_PIXELS
 
 MAX_SEGMENTS = 16_384  # above, the reference runs: the kernels hold a bit for each pair of segments
 
@@ -75,7 +76,7 @@ def _op(labels: Tensor, num_segments: int, max_edges: int) -> tuple[Tensor, Tens
 
 @_op.register_kernel("cuda")
 def _cuda(labels, num_segments, max_edges):
-    if num_segments > MAX_SEGMENTS:
+    if num_segments > MAX_SEGMENTS or labels.shape[1] * labels.shape[2] > MAX_PIXELS:
         return labels_to_edges_ref(labels, num_segments, max_edges)
     from cast_kernels.kernels import labels_to_edges as kernels
 

@@ -17,7 +17,7 @@ from cast_kernels._rgb import channel_dim
 from cast_kernels._rows import sum_rows
 
 BOUNDARIES = ("thin", "thick")
-MAX_PIXELS = 2**30  # of an image, for the kernel's 32-bit positions; above, the reference runs
+MAX_PIXELS = 2**30  # of an image, for the kernels' 32-bit positions; above, the reference runs
 
 
 # 1. Public function

@@ -92,6 +92,17 @@ def test_no_images():
     assert [list(x.shape) for x in found] == [[0, 3], [0, 3, 4], [0, 3, 3], [0, 4, 5]]
 
 
+def test_names_of_the_segments_do_not_matter(device):
+    labels, image = inputs(2, (12, 17), 9, device=device)
+    labels = labels.clamp(0, 8)
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(0)).to(device)
+    found, renamed = superpixel_summary(labels, 9, image), superpixel_summary(order[labels], 9, image)
+    for name in ("area", "box", "color"):
+        assert torch.equal(getattr(renamed, name)[:, order], getattr(found, name))
+    assert torch.equal(renamed.boundary, found.boundary)
+    assert found.area.sum() == labels.numel()
+
+
 def test_runs_are_equal_bit_for_bit(device):
     labels, image = inputs(2, (31, 40), 9, device=device)
     first = superpixel_summary(labels, 9, image)

@@ -3,8 +3,8 @@
 One program takes a stretch of an image's pixels in raster order. Pixels of one segment that follow each other in a row
 are a run; its sums come from prefix sums over the stretch, and its last pixel adds them to the segment by atomics on
 integers, whose result does not depend on their order. Corners are stored as maxima, so that zeros start everything.
-Labels, image and mask are touched once; runs are some 16 pixels long, so atomics are few. A second kernel turns the
-sums into boxes and means.
+Labels, image and mask are touched once; runs of superpixels are some 10 pixels long, so atomics are few. A second
+kernel turns the sums into boxes and means.
 """
 
 import torch
