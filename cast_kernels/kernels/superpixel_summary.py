@@ -76,9 +76,8 @@ def _sum_kernel(
         edge |= (has_left & (left != label)) | (has_upper & (upper != label))
     tl.store(boundary_ptr + b * P + p, edge, mask=inside)
 
-    starts = (i == 0) | (x == 0) | (left != label)
-    ends = ((i == BLOCK_P - 1) | (x == W - 1) | (right != label)) & (label < S)
-    first = tl.associative_scan(tl.where(starts, i, 0), 0, _larger)
+    first = tl.associative_scan(tl.where(left != label, i, 0), 0, _larger)  # where the pixel's run starts
+    ends = ((i == BLOCK_P - 1) | (right != label)) & (label < S)  # outside the row there is S: runs end where rows do
     length = i - first + 1
     sums_ptr += (b * S + label) * FIELDS
     tl.atomic_add(sums_ptr, length.to(tl.int64), mask=ends, sem="relaxed")
@@ -148,7 +147,7 @@ def forward(
 
 
 def _sum_constants(arch: int, P: int, thick: bool) -> dict:
-    chosen = tiles("superpixel_summary", arch, {"BLOCK_P": 1024, "num_warps": 4}, P=P)
+    chosen = tiles("superpixel_summary", arch, {"BLOCK_P": 1024, "num_warps": 8}, P=P)
     return chosen | {"FIELDS": FIELDS, "THICK": thick, "enable_fp_fusion": FUSION}
 
 
