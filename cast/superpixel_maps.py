@@ -112,7 +112,7 @@ def _slic(image: Tensor, num_superpixels: int, options: dict[str, Any]) -> tuple
         raise ValueError(f'method="slic" runs on the CPU and the images are on {image.device}: pass device="cpu"')
     if integer("num_superpixels", num_superpixels) < 1:
         raise ValueError(f"expected num_superpixels >= 1, got {num_superpixels}")
-    labels, count = torch.empty(image.shape[:3], dtype=torch.int32), 0
+    labels, count = torch.empty(image.shape[:3], dtype=torch.int32), 1  # a batch without images has a label, too
     for target, pixels in zip(labels, image.numpy(), strict=True):
         found = slic(pixels, n_segments=num_superpixels, start_label=0, channel_axis=-1, **options)
         names, dense = np.unique(found, return_inverse=True)  # merging small pieces may leave gaps

@@ -86,6 +86,15 @@ def test_lists_of_unequal_sizes(method, kind):
         assert one.num_segments == alone.num_segments
 
 
+@pytest.mark.parametrize("method", ["seeds", "slic"])
+def test_a_batch_of_none(method):
+    found = superpixels(PHOTO[:0], 12, method=method)
+    assert len(found) == 0
+    assert found.labels.shape == (0, 48, 64)
+    assert found.outlined().shape == found.mosaic().shape == (0, 48, 64, 3)
+    assert found.edges()[1].shape == (0,)
+
+
 def test_an_empty_list_gives_an_empty_list():
     assert superpixels([]) == []
 
