@@ -12,7 +12,16 @@ from torch import Tensor
 from bench import peers
 from bench.harness import measure
 from bench.record import RESULTS, Table, machine
-from cast_kernels import assign_pool, farthest_point_sample, segment_mean, unpool, unpool_concat, unpool_linear
+from cast_kernels import (
+    assign_pool,
+    farthest_point_sample,
+    labels_to_edges,
+    segment_mean,
+    superpixel_summary,
+    unpool,
+    unpool_concat,
+    unpool_linear,
+)
 from cast_kernels.testing import synthetic_image
 
 COPY_BANDWIDTH = 4.3e12  # bytes/s assumed for the floor of an H200; measured beside the rows as op "copy"
@@ -222,6 +231,29 @@ def unpool_linear_entries(B: int = 64, C: int = 384, wide: int = 512) -> Iterato
     yield Entry("unpool_linear", "backward", shape, backward.pop("ours"), backward, moved, products)
 
 
+def summary_entries(B: int = 256, side: int = 224, S: int = 196) -> Iterator[Entry]:
+    """Areas, boxes, mean colours and the boundary; edges of the region adjacency graph."""
+    labels = superpixel_labels(B, side, S)
+    image = torch.randint(0, 256, (B, side, side, 3), dtype=torch.uint8, device="cuda")
+    shape = f"B{B} {side}x{side} S{S}"
+    yield Entry(
+        "superpixel_summary",
+        "forward",
+        shape,
+        lambda: superpixel_summary(labels, S, image),
+        {"scatter": lambda: peers.scatter_summary(labels, S, image)},
+        labels.nbytes + image.nbytes + labels.numel() + B * S * 52,
+    )
+    yield Entry(
+        "labels_to_edges",
+        "forward",
+        shape,
+        lambda: labels_to_edges(labels, S),
+        {"unique": lambda: peers.unique_edges(labels, S)},
+        labels.nbytes + B * (6 * S - 6) * 16,
+    )
+
+
 # Most important first: a run that is cut short has what matters.
 HEADLINES: tuple[tuple[Callable[..., Iterator[Entry]], dict[str, int]], ...] = (
     (copy_entries, {}),
@@ -236,6 +268,7 @@ HEADLINES: tuple[tuple[Callable[..., Iterator[Entry]], dict[str, int]], ...] = (
     (upsample_entries, {"B": 64}),
     (upsample_entries, {}),
     (upsample_entries, {"C": 768}),
+    (summary_entries, {}),
 )
 
 # How cost grows: one size doubles at a time.

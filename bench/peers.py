@@ -117,3 +117,35 @@ def scatter_add(grad: Tensor, parents: Tensor, num_coarse: int) -> Tensor:
     """The gradient of ``gather``, atomically."""
     out = grad.new_zeros(grad.shape[0], num_coarse, grad.shape[2])
     return out.scatter_add(1, parents[..., None].expand(-1, -1, grad.shape[-1]), grad)
+
+
+# superpixel_summary, labels_to_edges
+def scatter_summary(labels: Tensor, num_segments: int, image: Tensor) -> tuple[Tensor, ...]:
+    """A scatter per figure; labels in range, image [B, H, W, 3]."""
+    B, H, W = labels.shape
+    index = labels.flatten(1).long()
+    area = index.new_zeros(B, num_segments).scatter_add_(1, index, torch.ones_like(index))
+    total = torch.zeros(B, num_segments, 3, device=labels.device)
+    color = total.scatter_add_(1, index[..., None].expand(-1, -1, 3), image.flatten(1, 2).float()) / area[..., None]
+    y = torch.arange(H, device=labels.device)[:, None].expand(H, W).flatten().expand(B, -1)
+    x = torch.arange(W, device=labels.device).expand(H, W).flatten().expand(B, -1)
+    corners = []
+    for axis in (y, x):
+        for side in ("amin", "amax"):
+            empty = index.new_zeros(B, num_segments)
+            corners.append(empty.scatter_reduce(1, index, axis, side, include_self=False))
+    edge = torch.zeros_like(labels, dtype=torch.bool)
+    edge[:, :, :-1] |= labels[:, :, :-1] != labels[:, :, 1:]
+    edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    return area, torch.stack(corners, -1), color, edge
+
+
+def unique_edges(labels: Tensor, num_segments: int) -> Tensor:
+    """Pairs of all images by torch.unique, whose size the host waits for."""
+    B = labels.shape[0]
+    own = labels.long() + torch.arange(B, device=labels.device)[:, None, None] * num_segments
+    pairs = [(own[:, :, :-1], own[:, :, 1:]), (own[:, :-1], own[:, 1:])]
+    a, b = (torch.cat([pair[k].flatten() for pair in pairs]) for k in (0, 1))
+    met = a != b
+    key = torch.minimum(a, b)[met] * (B * num_segments) + torch.maximum(a, b)[met]
+    return key.unique()

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -14,13 +15,10 @@ RESULTS = ROOT / "bench" / "results"
 
 
 def machine() -> dict[str, str]:
-    """What a figure must be read with: GPU, driver, versions, commit and command."""
-    properties = torch.cuda.get_device_properties(0)
+    """What a figure must be read with: processor, GPU and driver where there is one, versions, commit and command."""
     return {
-        "gpu": properties.name,
-        "sm": f"{properties.major}{properties.minor}",
-        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0]
-        or "unknown",
+        "cpu": _processor(),
+        **(_gpu() if torch.cuda.is_available() else {}),
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "none",
         "triton": _triton_version(),
@@ -31,6 +29,20 @@ def machine() -> dict[str, str]:
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ"),
         "command": " ".join(["python", "-m", f"bench.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
     }
+
+
+def _gpu() -> dict[str, str]:
+    properties = torch.cuda.get_device_properties(0)
+    driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0]
+    return {"gpu": properties.name, "sm": f"{properties.major}{properties.minor}", "driver": driver or "unknown"}
+
+
+def _processor() -> str:
+    """The processor's own name, which Python's platform module does not know on Linux."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text().splitlines() if facts.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} logical cores"
 
 
 def _triton_version() -> str:
@@ -59,9 +71,9 @@ class Table:
             with path.open(newline="") as file:
                 self.rows = list(csv.DictReader(file))
 
-    def add(self, row: dict[str, object]) -> None:
-        """Append a row and save."""
-        self.rows.append(row)
+    def add(self, *rows: dict[str, object]) -> None:
+        """Append rows and save."""
+        self.rows.extend(rows)
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")

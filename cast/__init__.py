@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from cast.timm_models import register_timm
     from cast.timm_patch import patch_timm, unpatch_timm
+    from cast.superpixel_maps import Superpixels, superpixels
     from cast_kernels import __version__
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Hierarchy",
     "PooledLevel",
     "SuperpixelConfig",
+    "Superpixels",
     "__version__",
     "create_model",
     "from_pretrained",
@@ -39,16 +41,19 @@ __all__ = [
     "load_official",
     "patch_timm",
     "register_timm",
+    "superpixels",
     "unpatch_timm",
 ]
 
 _HOMES = {
     "GraphPool": "cast.layers",
     "Hierarchy": "cast.hierarchy",
+    "Superpixels": "cast.superpixel_maps",
     "__version__": "cast_kernels",
     "load_official": "cast.checkpoints",
     "patch_timm": "cast.timm_patch",
     "register_timm": "cast.timm_models",
+    "superpixels": "cast.superpixel_maps",
     "unpatch_timm": "cast.timm_patch",
 }
 _MODULES = ("data", "hierarchy", "layers", "models")  # reachable as attributes, as after an eager import

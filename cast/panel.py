@@ -12,8 +12,10 @@ _TILE = 560  # the long side of a tile in the panel, about: label maps are enlar
 _ASPECT = 2.0  # width / height that the panel's grid comes as close to as it can
 _SMALLEST = 12  # pixels of the font
 _PAPER, _INK, _WARNING = (255, 255, 255), (32, 32, 36), (190, 30, 20)
-_LINE, _LINE_OPACITY = (255, 238, 80), 0.9  # superpixel outlines,
-_HALO, _HALO_OPACITY = (0, 0, 0), 0.45  # and the darker band around them that sets them off from a photo of any colour
+OUTLINE = (  # colour, opacity, and extent in thicknesses of a line
+    ((0, 0, 0), 0.45, 2),  # a dark band that sets
+    ((255, 238, 80), 0.9, 1),  # the outline off from a photo of any colour
+)
 _SHADE = 0.22  # share of the photo's brightness in a tile's colours, so that the eye finds the photo again
 
 
@@ -54,8 +56,8 @@ def draw_outlines(photo: np.ndarray, labels: np.ndarray, thickness: int | None =
     if thickness is None:
         thickness = max(1, round(min(labels.shape) / 400))
     picture = photo.copy()
-    for color, opacity, extent in ((_HALO, _HALO_OPACITY, 2 * thickness), (_LINE, _LINE_OPACITY, thickness)):
-        edge = outlines(labels, extent)
+    for color, opacity, extent in OUTLINE:
+        edge = outlines(labels, extent * thickness)
         picture[edge] = np.rint((1 - opacity) * picture[edge] + opacity * np.array(color)).astype(np.uint8)
     return picture
 
@@ -103,7 +105,7 @@ def draw_panel(photo: np.ndarray, hierarchy: Hierarchy, *, colors: list | None =
     for level in range(1, hierarchy.num_levels):
         tiles.append(_shaded(view, color_map(maps[level], colors[level]), outlines(maps[level], factor)))
         captions.append(f"level {level}: {hierarchy.num_segments[level]}-way")
-    return _compose(tiles, captions, note)
+    return compose(tiles, captions, note)
 
 
 def _shaded(view: np.ndarray, flat: Image.Image, edge: np.ndarray) -> np.ndarray:
@@ -114,8 +116,8 @@ def _shaded(view: np.ndarray, flat: Image.Image, edge: np.ndarray) -> np.ndarray
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
 
-def _compose(tiles: list[np.ndarray], captions: list[str], note: str) -> Image.Image:
-    """Tiles in rows, a caption under each, the note under all."""
+def compose(tiles: list[np.ndarray], captions: list[str], note: str = "") -> Image.Image:
+    """Tiles of one size, uint8 ``[H, W, 3]``, in rows, a caption under each, the note under all."""
     height, width = tiles[0].shape[:2]
     gap = max(4, width // 32)
     columns = _columns(len(tiles), width + gap, height + gap)

@@ -7,23 +7,28 @@ from cast_kernels._version import __version__
 from cast_kernels.assign_pool import assign_pool
 from cast_kernels.farthest_point_sample import farthest_point_sample
 from cast_kernels.flops import register_flop_formulas
+from cast_kernels.labels_to_edges import labels_to_edges
 from cast_kernels.rgb_to_lab import rgb_to_lab
 from cast_kernels.seeds import seeds, seeds_count
 from cast_kernels.segment_mean import segment_mean
 from cast_kernels.superpixel_metrics import superpixel_metrics
+from cast_kernels.superpixel_summary import SuperpixelSummary, superpixel_summary
 from cast_kernels.unpool import unpool, unpool_concat
 from cast_kernels.unpool_linear import unpool_linear
 
 __all__ = [
+    "SuperpixelSummary",
     "__version__",
     "assign_pool",
     "farthest_point_sample",
+    "labels_to_edges",
     "register_flop_formulas",
     "rgb_to_lab",
     "seeds",
     "seeds_count",
     "segment_mean",
     "superpixel_metrics",
+    "superpixel_summary",
     "unpool",
     "unpool_concat",
     "unpool_linear",

@@ -12,19 +12,23 @@ from cast_kernels import (
     _ext,
     assign_pool,
     farthest_point_sample,
+    labels_to_edges,
     rgb_to_lab,
     seeds,
     segment_mean,
     superpixel_metrics,
+    superpixel_summary,
     testing,
     unpool,
     unpool_concat,
     unpool_linear,
 )
 from cast_kernels._version import __version__
+from cast_kernels.labels_to_edges import MAX_SEGMENTS as MAX_EDGE_SEGMENTS
 from cast_kernels.rgb_to_lab import rgb_to_lab_ref
-from cast_kernels.seeds_golden import SEEDS_GOLDEN, SEEDS_GOLDEN_SIZE
+from cast_kernels.seeds_golden import SEEDS_GOLDEN, SEEDS_GOLDEN_SIZE, SEEDS_PARALLEL_GOLDEN
 from cast_kernels.segment_mean import MAX_SEGMENTS
+from cast_kernels.superpixel_summary import MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def _seeds_backend(device: str) -> tuple[str, str]:
     info = _ext.load().build_info()
     if device == "cpu":
         return f"C++, {info['simd_used']}", f"the best of {', '.join(info['simd'])} that this CPU has"
-    return "C++ on the host", 'order="sequential" has no CUDA version: the images are copied to the host and back'
+    return "C++ on the host", "it has no CUDA version: the images are copied to the host and back"
 
 
 def _lab_backend(device: str) -> tuple[str, str]:
@@ -118,6 +122,8 @@ def _kernel(device: str, beyond: str = "float64 runs") -> tuple[str, str]:
 
 
 _MEAN_BEYOND = f"float64 and more than {MAX_SEGMENTS} segments run"
+_SUMMARY_BEYOND = f"images of more than {MAX_PIXELS} pixels run"
+_EDGES_BEYOND = f"more than {MAX_EDGE_SEGMENTS} segments or {MAX_PIXELS} pixels run"
 
 
 # Self-tests: the op as users call it, against a definition written a second way. None, or what is wrong.
@@ -131,10 +137,14 @@ def _random(*shape: int, device: str) -> torch.Tensor:
 
 def _check_seeds(device: str) -> str | None:
     image = testing.synthetic_image(*SEEDS_GOLDEN_SIZE).to(device)
-    for options, expected in SEEDS_GOLDEN.items():
-        found = testing.checksum(seeds(image, **dict(options)))
-        if found != expected:
-            return f"labels of the synthetic image for {dict(options)} have crc32 {found:08x}, expected {expected:08x}"
+    for order, golden in (("parallel", SEEDS_PARALLEL_GOLDEN), ("sequential", SEEDS_GOLDEN)):
+        for options, expected in golden.items():
+            found = testing.checksum(seeds(image, order=order, **dict(options)))
+            if found != expected:
+                return (
+                    f"{order} labels of the synthetic image for {dict(options)} have crc32 {found:08x}, "
+                    f"expected {expected:08x}"
+                )
     return None
 
 
@@ -205,6 +215,31 @@ def _check_unpool_linear(device: str) -> str | None:
     return _verdict(testing.max_error(out, oracle), 1e-5) or _check_gradient(out, levels[2], oracle, exact[2])
 
 
+def _check_summary(device: str) -> str | None:
+    image = testing.synthetic_image(17, 23)
+    labels = (torch.arange(17)[:, None] // 4 * 6 + torch.arange(23) // 4 - 1)[None]  # one label too low, one unused
+    for boundary in ("thin", "thick"):
+        area, box, color, edge = superpixel_summary(labels.to(device), 31, image.to(device), boundary=boundary)
+        exact = testing.superpixel_summary_oracle(labels, 31, image, boundary == "thick")
+        found = {"areas": area, "boxes": box, f"{boundary} boundary": edge}
+        for (name, result), expected in zip(found.items(), (*exact[:2], exact[3]), strict=True):
+            if not torch.equal(result.cpu(), expected):
+                return f"wrong {name}"
+        if problem := _verdict(testing.max_error(color.cpu(), exact[2].float()), 0.0):
+            return f"mean colours: {problem}"
+    return None
+
+
+def _check_edges(device: str) -> str | None:
+    labels = (torch.arange(17)[:, None] // 4 * 6 + torch.arange(23) // 4 - 1)[None]
+    edges, count = labels_to_edges(labels.to(device), 29)
+    (expected,) = testing.edges_oracle(labels, 29)
+    if count.tolist() != [len(expected)]:
+        return f"{count.tolist()} edges, expected {[len(expected)]}"
+    padding = [[-1, -1]] * (edges.shape[1] - len(expected))
+    return None if edges[0].tolist() == expected + padding else "wrong edges"
+
+
 def _check_metrics(device: str) -> str | None:
     labels = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1]])
     found = superpixel_metrics(labels, truth=torch.tensor([[0, 0, 0, 1], [0, 0, 0, 1]]), tolerance=0)
@@ -235,5 +270,7 @@ _OPS: dict[str, tuple[Callable[[str], tuple[str, str]], Callable[[str], str | No
     "unpool": (_kernel, _check_unpool),
     "unpool_concat": (_kernel, _check_unpool_concat),
     "unpool_linear": (_kernel, _check_unpool_linear),
+    "superpixel_summary": (partial(_kernel, beyond=_SUMMARY_BEYOND), _check_summary),
+    "labels_to_edges": (partial(_kernel, beyond=_EDGES_BEYOND), _check_edges),
     "superpixel_metrics": (lambda device: ("NumPy", "on the host"), _check_metrics),
 }

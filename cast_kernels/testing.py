@@ -99,6 +99,41 @@ def unpool_oracle(levels: list[Tensor], parents: list[Tensor]) -> Tensor:
     return torch.cat(parts, -1)
 
 
+def superpixel_summary_oracle(labels: Tensor, num_segments: int, image: Tensor, thick: bool) -> tuple[Tensor, ...]:
+    """Area, box, mean colour in float64 and boundary, segment by segment and neighbour by neighbour.
+
+    labels [B, H, W], image [B, H, W, 3].
+    """
+    area, box, color = [], [], []
+    for one, picture in zip(labels.long(), image.double(), strict=True):
+        for s in range(num_segments):
+            y, x = (one == s).nonzero(as_tuple=True)
+            area.append(len(y))
+            box.append([y.min(), x.min(), y.max() + 1, x.max() + 1] if len(y) else [0] * 4)
+            color.append(picture[y, x].mean(0) if len(y) else picture.new_zeros(3))
+    B, S = len(labels), num_segments
+    known = torch.where((labels.long() >= 0) & (labels.long() < S), labels.long(), -1)
+    framed = F.pad(known[:, None].double(), (1, 1, 1, 1), mode="replicate")[:, 0].long()  # the frame is no boundary
+    sides = [framed[:, 1:-1, 2:], framed[:, 2:, 1:-1], framed[:, 1:-1, :-2], framed[:, :-2, 1:-1]]
+    edge = torch.stack([side != known for side in sides[: 4 if thick else 2]]).any(0)
+    boxes = torch.tensor(box, dtype=torch.int64).view(B, S, 4)
+    return torch.tensor(area).view(B, S), boxes, torch.stack(color).view(B, S, 3).cpu(), edge.cpu()
+
+
+def edges_oracle(labels: Tensor, num_segments: int) -> list[list[list[int]]]:
+    """The edges [u, v] of each image, u < v, sorted: pixel by pixel into a set."""
+    found = []
+    for one in labels.tolist():
+        edges = set()
+        for y, row in enumerate(one):
+            for x, u in enumerate(row):
+                for v in [*row[x + 1 : x + 2], *(below[x] for below in one[y + 1 : y + 2])]:
+                    if u != v and min(u, v) >= 0 and max(u, v) < num_segments:
+                        edges.add((min(u, v), max(u, v)))
+        found.append([list(edge) for edge in sorted(edges)])
+    return found
+
+
 def synthetic_image(height: int, width: int, seed: int = 0) -> Tensor:
     """A uint8 RGB image [1, H, W, 3]: discs on a gradient, with noise. Integers only, so equal on any machine."""
     y, x = torch.arange(height)[:, None], torch.arange(width)[None]

@@ -95,7 +95,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
             with Image.open(path) as image:
                 image.load()
                 ImageOps.exif_transpose(image, in_place=True)
-                return _to_rgb(image)
+                return to_rgb(image)
     except Image.UnidentifiedImageError as error:
         raise ValueError(f"{path} is not an image that Pillow can read") from error
     except Image.DecompressionBombError as error:
@@ -106,7 +106,12 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         raise ValueError(f"cannot decode {path}: {error or type(error).__name__}") from error
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """The pixels of a PIL image of any mode as RGB uint8 ``[H, W, 3]``, by the rules of ``read_image``.
+
+    Raises:
+        ValueError: The image has values that no white point explains.
+    """
     if image.mode == "I" or image.mode.startswith("I;16"):
         grey = _eight_bits(np.asarray(image))
         key = image.info.get("transparency")
