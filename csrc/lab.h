@@ -3,11 +3,7 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define CAST_HOST_DEVICE __host__ __device__
-#else
-#define CAST_HOST_DEVICE
-#endif
+#include "host_device.h"
 
 namespace cast_kernels {
 

@@ -1,0 +1,101 @@
+// Code for a team of threads: what runs on the GPU, written so that threads of the CPU can run it, too.
+//
+// A Team has rank() and size(), barrier() for all its threads, and warp(), the Warp of the calling thread. A Warp has
+// rank() and size(), index() and count() within the team, sync() for its threads, and ballot(bool), whose bit i is
+// thread i's argument and which its threads call together. Sizes are whatever the driver likes; a warp has at most 32
+// threads. What one thread writes, others read after the next barrier() or sync(); in between they may only add.
+#pragma once
+
+#include <cstdint>
+
+#include "host_device.h"
+
+namespace cast_kernels {
+
+constexpr int kMaxTeam = 1024;  // threads
+
+#if !defined(__CUDA_ARCH__)
+using Word __attribute__((may_alias)) = uint32_t;  // also of half words, see add_count
+#else
+using Word = uint32_t;
+#endif
+
+// Returns what was there before.
+CAST_HOST_DEVICE inline uint32_t atomic_add(uint32_t* at, uint32_t change) {
+#if defined(__CUDA_ARCH__)
+  return atomicAdd(at, change);
+#else
+  return __atomic_fetch_add(at, change, __ATOMIC_RELAXED);
+#endif
+}
+
+CAST_HOST_DEVICE inline uint64_t atomic_add(uint64_t* at, uint64_t change) {
+#if defined(__CUDA_ARCH__)
+  return atomicAdd(reinterpret_cast<unsigned long long*>(at), static_cast<unsigned long long>(change));
+#else
+  return __atomic_fetch_add(at, change, __ATOMIC_RELAXED);
+#endif
+}
+
+CAST_HOST_DEVICE inline void atomic_or(uint32_t* at, uint32_t bits) {
+#if defined(__CUDA_ARCH__)
+  atomicOr(at, bits);
+#else
+  __atomic_fetch_or(at, bits, __ATOMIC_RELAXED);
+#endif
+}
+
+// A word that other threads may be changing.
+CAST_HOST_DEVICE inline uint32_t read_shared_word(const uint32_t* at) {
+#if defined(__CUDA_ARCH__)
+  return *reinterpret_cast<const volatile uint32_t*>(at);
+#else
+  return __atomic_load_n(at, __ATOMIC_RELAXED);
+#endif
+}
+
+// Adds to one of many counts. A 16-bit count is half of a word: no carry leaves the lower half as long as no count
+// falls below 0 or passes 65,535 on the way.
+CAST_HOST_DEVICE inline void add_count(uint32_t* count, int32_t change) {
+  atomic_add(count, static_cast<uint32_t>(change));
+}
+
+CAST_HOST_DEVICE inline void add_count(uint16_t* count, int32_t change) {
+  const auto address = reinterpret_cast<uintptr_t>(count);
+  auto* const word = reinterpret_cast<Word*>(address & ~uintptr_t{3});
+  const uint32_t shifted = static_cast<uint32_t>(change) << (8 * (address & 2));  // little-endian
+#if defined(__CUDA_ARCH__)
+  atomicAdd(word, shifted);
+#else
+  __atomic_fetch_add(word, shifted, __ATOMIC_RELAXED);
+#endif
+}
+
+// values[i] becomes the sum of those before it; returns the sum of all. `partial` holds kMaxTeam words that the team
+// shares. Begins and ends with a barrier.
+template <class Team>
+CAST_HOST_DEVICE inline uint32_t exclusive_sum(Team& team, uint32_t* values, int count, uint32_t* partial) {
+  const int share = (count + team.size() - 1) / team.size();
+  const int begin = share * team.rank() < count ? share * team.rank() : count;
+  const int end = begin + share < count ? begin + share : count;
+  team.barrier();
+  uint32_t sum = 0;
+  for (int i = begin; i < end; ++i) sum += values[i];
+  partial[team.rank()] = sum;
+  team.barrier();
+  uint32_t before = 0;
+  uint32_t total = 0;
+  for (int rank = 0; rank < team.size(); ++rank) {
+    if (rank == team.rank()) before = total;
+    total += partial[rank];
+  }
+  for (int i = begin; i < end; ++i) {
+    const uint32_t value = values[i];
+    values[i] = before;
+    before += value;
+  }
+  team.barrier();
+  return total;
+}
+
+}  // namespace cast_kernels
