@@ -21,7 +21,7 @@ COLORS = ("lab", "rgb")
 MAX_BINS = 40  # 40^3 joint bins fit 16 bits
 MAX_PRIOR = 5
 MAX_PIXELS = 2**30  # 32-bit offsets
-MAX_LABELS = 65536  # labels are 16 bits inside
+MAX_LABELS = 65535  # labels are 16 bits inside, the last of them a mark
 MIN_EDGE = 6  # pixels, of a superpixel at the start
 
 

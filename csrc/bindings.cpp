@@ -3,10 +3,14 @@
 #include <pybind11/stl.h>
 
 #include <string>
+#include <tuple>
+#include <vector>
 
 #include "rgb_to_lab.h"
 #include "seeds.h"
 #include "seeds_grid.h"
+#include "seeds_literal.h"
+#include "seeds_schedule.h"
 #include "simd.h"
 
 namespace py = pybind11;
@@ -30,6 +34,50 @@ void seeds_sequential(Address pixels, Address labels, int64_t batch, int64_t hei
                               channel_stride};
   const ck::SeedsOptions options{bins, prior, iterations, double_step, lab};
   ck::seeds_sequential(images, reinterpret_cast<int32_t*>(labels), num_superpixels, num_levels, options, threads);
+}
+
+// Parallel SEEDS takes its schedule as steps: (kind of sweep, repeats, least and most percent of the mean size).
+using Steps = std::vector<std::tuple<int, int, int, int>>;
+
+Steps seeds_steps(const std::string& quality) {
+  Steps steps;
+  for (const ck::SeedsStep& step : ck::seeds_steps(quality)) {
+    steps.emplace_back(static_cast<int>(step.kind), step.repeats, step.min_percent, step.max_percent);
+  }
+  return steps;
+}
+
+ck::SeedsSchedule schedule_from(int64_t height, int64_t width, int64_t num_superpixels, const Steps& steps) {
+  std::vector<ck::SeedsStep> list;
+  for (const auto& [kind, repeats, least, most] : steps) {
+    list.push_back({static_cast<ck::SweepKind>(kind), repeats, least, most});
+  }
+  return ck::seeds_schedule(height, width, num_superpixels, list);
+}
+
+void seeds_literal(Address pixels, Address labels, int64_t batch, int64_t height, int64_t width, int64_t image_stride,
+                   int64_t row_stride, int64_t column_stride, int64_t channel_stride, int64_t num_superpixels,
+                   const Steps& steps, int64_t bins, bool lab, int64_t stride, uint64_t shuffle) {
+  const ck::SeedsBatch images{reinterpret_cast<const uint8_t*>(pixels),
+                              batch,
+                              height,
+                              width,
+                              image_stride,
+                              row_stride,
+                              column_stride,
+                              channel_stride};
+  ck::seeds_literal(images, reinterpret_cast<int32_t*>(labels), schedule_from(height, width, num_superpixels, steps),
+                    {bins, lab}, stride, shuffle);
+}
+
+py::dict seeds_schedule_facts(int64_t height, int64_t width, int64_t num_superpixels, const Steps& steps) {
+  const ck::SeedsSchedule schedule = schedule_from(height, width, num_superpixels, steps);
+  py::dict facts;
+  facts["grids"] = schedule.cells.size();
+  facts["sweeps"] = schedule.sweeps.size();
+  facts["most_pixels"] = schedule.most_pixels;
+  facts["wide_sums"] = schedule.wide_sums;
+  return facts;
 }
 
 int seeds_count(int64_t height, int64_t width, int64_t num_superpixels, int64_t num_levels) {
@@ -78,6 +126,14 @@ PYBIND11_MODULE(_C, m) {
         py::arg("column_stride"), py::arg("channel_stride"), py::arg("num_superpixels"), py::arg("bins"),
         py::arg("prior"), py::arg("iterations"), py::arg("num_levels"), py::arg("double_step"), py::arg("lab"),
         py::arg("threads"));
+  m.def("seeds_literal", &seeds_literal, release(), py::arg("pixels"), py::arg("labels"), py::kw_only(),
+        py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("image_stride"), py::arg("row_stride"),
+        py::arg("column_stride"), py::arg("channel_stride"), py::arg("num_superpixels"), py::arg("steps"),
+        py::arg("bins"), py::arg("lab"), py::arg("stride"), py::arg("shuffle"));
+  m.def("seeds_steps", &seeds_steps, py::arg("quality"));
+  m.def("seeds_schedule_facts", &seeds_schedule_facts, py::arg("height"), py::arg("width"), py::arg("num_superpixels"),
+        py::arg("steps"));
+  m.def("seeds_max_bins", &ck::seeds_max_bins, py::arg("height"), py::arg("width"), py::arg("bins"), py::arg("lab"));
   m.def("seeds_count", &seeds_count, py::arg("height"), py::arg("width"), py::arg("num_superpixels"),
         py::arg("num_levels"));
   m.def("rgb_to_lab", &rgb_to_lab, release(), py::arg("rgb"), py::arg("lab"), py::kw_only(), py::arg("groups"),

@@ -15,8 +15,6 @@
 namespace cast_kernels {
 namespace {
 
-constexpr int kMaxBins = 40;  // 40 ^ 3 joint bins fit 16 bits
-
 void check(const char* name, int64_t value, int64_t least, int64_t most) {
   if (value < least || value > most) {
     throw std::invalid_argument(std::string("expected ") + name + " in " + std::to_string(least) + ".." +
@@ -51,9 +49,7 @@ void seeds_sequential(const SeedsBatch& images, int32_t* labels, int64_t num_sup
     try {
       SeedsSequential segmenter(grid, options, stage);
       for (int64_t i = next++; i < images.batch; i = next++) {
-        const SeedsImage image{images.pixels + i * images.image_stride, images.row_stride, images.column_stride,
-                               images.channel_stride};
-        segmenter.run(image, labels + i * images.height * images.width);
+        segmenter.run(images.image(i), labels + i * images.height * images.width);
       }
     } catch (...) {
       const std::lock_guard<std::mutex> lock(failure_lock);

@@ -9,7 +9,7 @@ namespace cast_kernels {
 namespace {
 
 constexpr int64_t kMaxPixels = int64_t{1} << 30;  // 32-bit pixel offsets
-constexpr int64_t kMaxLabels = 65536;             // 16-bit labels
+constexpr int64_t kMaxLabels = 65535;             // 16-bit labels, the last of them a mark
 constexpr int64_t kMaxLevels = 30;                // more never fit
 constexpr int64_t kMinRequest = 10;
 constexpr int kMinEdge = 6;  // pixels; of superpixels that start smaller some end without a pixel, depending on the image

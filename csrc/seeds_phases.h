@@ -26,14 +26,14 @@ struct SeedsState {
 
   int width;  // pixels
   int height;
-  Label* labels;       // of pixel (0, 0); a frame one pixel wide holds kOutside
-  int label_stride;    // >= width + 2
-  const Bin* bins;     // of pixel (0, 0), bins renumbered to those that the image uses
-  int bin_stride;      // >= width
-  Count* histogram;    // [num_labels, num_bins]; 65,535 labels of 64,000 bins still have 32-bit offsets
-  uint32_t num_bins;   // from one label to the next
-  uint32_t* totals;    // [num_labels] pixels
-  float* inverse;      // [num_labels] inverse_square(total), of the totals at the start of a pixel phase
+  Label* labels;      // of pixel (0, 0); a frame one pixel wide holds kOutside
+  int label_stride;   // >= width + 2
+  const Bin* bins;    // of pixel (0, 0), bins renumbered to those that the image uses
+  int bin_stride;     // >= width
+  Count* histogram;   // [num_labels, num_bins]; 65,535 labels of 64,000 bins still have 32-bit offsets
+  uint32_t num_bins;  // from one label to the next
+  uint32_t* totals;   // [num_labels] pixels
+  float* inverse;     // [num_labels] inverse_square(total), of the totals at the start of a pixel phase
 };
 
 // One grid of cells. Cell (column, row) holds the pixels x_edges[column] <= x < x_edges[column + 1], likewise y.

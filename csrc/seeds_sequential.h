@@ -5,16 +5,10 @@
 #include <vector>
 
 #include "seeds_grid.h"
+#include "seeds_image.h"
 #include "seeds_pixels.h"
 
 namespace cast_kernels {
-
-struct SeedsImage {
-  const uint8_t* pixels;  // [H, W, 3]
-  int64_t row_stride;     // bytes
-  int64_t column_stride;
-  int64_t channel_stride;
-};
 
 struct SeedsOptions {
   int64_t bins;        // per channel
