@@ -4,17 +4,11 @@
 #include <cstdint>
 
 #include "lab.h"
+#include "seeds_image.h"
 #include "seeds_phases.h"
 #include "team.h"
 
 namespace cast_kernels {
-
-struct PixelView {
-  const uint8_t* pixels;  // [H, W, 3]
-  int64_t row_stride;     // bytes
-  int64_t column_stride;
-  int64_t channel_stride;
-};
 
 // Which joint bins occur: one bit each, and for each word how many bits are set before it.
 struct UsedBins {
@@ -30,7 +24,7 @@ CAST_HOST_DEVICE inline uint32_t used_bin_index(const UsedBins& used, uint32_t b
 
 // Writes the joint bin of every pixel [H, W] and sets its bit; the words must be zero.
 template <class Team>
-CAST_HOST_DEVICE inline void quantise(const Team& team, const LabTables& tables, const PixelView& image, int width,
+CAST_HOST_DEVICE inline void quantise(const Team& team, const LabTables& tables, const SeedsImage& image, int width,
                                       int height, int bins, bool lab, const UsedBins& used, uint16_t* joint) {
   for (int i = team.rank(); i < width * height; i += team.size()) {
     const int y = i / width;
@@ -42,6 +36,16 @@ CAST_HOST_DEVICE inline void quantise(const Team& team, const LabTables& tables,
     const uint32_t bit = 1u << (bin & 31);
     if ((read_shared_word(used.words + (bin >> 5)) & bit) == 0) atomic_or(used.words + (bin >> 5), bit);
   }
+}
+
+// Numbers the bins that occur; returns how many. `partial` as for exclusive_sum, with barriers like it.
+template <class Team>
+CAST_HOST_DEVICE inline uint32_t number_bins(Team& team, const UsedBins& used, int bins, uint32_t* partial) {
+  const int words = used_bins_words(bins);
+  for (int i = team.rank(); i < words; i += team.size()) {
+    used.before[i] = static_cast<uint32_t>(count_bits(used.words[i]));
+  }
+  return exclusive_sum(team, used.before, words, partial);
 }
 
 }  // namespace cast_kernels

@@ -80,7 +80,7 @@ CAST_HOST_DEVICE inline int32_t block_label(const SequentialPlan& plan, const Se
 // Bins of both planes, renumbered to those that occur, order kept; returns how many.
 template <class Team>
 CAST_HOST_DEVICE inline uint32_t start_bins(Team& team, const SequentialPlan& plan, const SequentialState& state,
-                                            const LabTables& tables, const PixelView& image,
+                                            const LabTables& tables, const SeedsImage& image,
                                             SequentialScratch& scratch) {
   const int words = used_bins_words(plan.bins);
   const int pixels = plan.width * plan.height;
@@ -88,11 +88,7 @@ CAST_HOST_DEVICE inline uint32_t start_bins(Team& team, const SequentialPlan& pl
   team.barrier();
   quantise(team, tables, image, plan.width, plan.height, plan.bins, plan.lab, state.used, state.image.bins);
   team.barrier();
-  for (int i = team.rank(); i < words; i += team.size()) {
-    state.used.before[i] = static_cast<uint32_t>(count_bits(state.used.words[i]));
-  }
-  const uint32_t num_bins = exclusive_sum(team, state.used.before, words, scratch.partial);
-
+  const uint32_t num_bins = number_bins(team, state.used, plan.bins, scratch.partial);
   for (int i = team.rank(); i < words; i += team.size()) {
     uint32_t index = state.used.before[i];
     for (int bit = 0; bit < 32; ++bit) {
@@ -485,7 +481,7 @@ CAST_HOST_DEVICE inline void start_pixels(Team& team, const SequentialPlan& plan
 template <class Team>
 CAST_HOST_DEVICE inline void seeds_sequential_image(Team& team, const SequentialPlan& plan,
                                                     const SequentialState& state, SequentialScratch& scratch,
-                                                    const LabTables& tables, const PixelView& image, int32_t* labels,
+                                                    const LabTables& tables, const SeedsImage& image, int32_t* labels,
                                                     int stride) {
   for (int i = team.rank(); i < 256; i += team.size()) scratch.power[i] = plan.power[i];
   start_cells(team, plan, state);

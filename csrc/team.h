@@ -2,7 +2,8 @@
 //
 // A Team has rank() and size(), barrier() for all its threads, and warp(), the Warp of the calling thread. A Warp has
 // rank() and size(), index() and count() within the team, sync() for its threads, and ballot(bool), whose bit i is
-// thread i's argument and which its threads call together. Sizes are whatever the driver likes; a warp has at most 32
+// thread i's argument, match(word), the ballot of the threads with the same word, take(word, i), thread i's word, and
+// sum(value), over the warp; its threads call these together. Sizes are whatever the driver likes; a warp has at most 32
 // threads. What one thread writes, others read after the next barrier() or sync(); in between they may only add.
 #pragma once
 
@@ -70,6 +71,34 @@ CAST_HOST_DEVICE inline void add_count(uint16_t* count, int32_t change) {
   __atomic_fetch_add(word, shifted, __ATOMIC_RELAXED);
 #endif
 }
+
+// Reserves a place in a list whose length other threads increase, too.
+CAST_HOST_DEVICE inline uint32_t append_to(uint32_t* length) {
+#if defined(__CUDA_ARCH__)
+  const unsigned together = __activemask();  // one addition for all
+  const int leader = __ffs(static_cast<int>(together)) - 1;
+  const unsigned lane = threadIdx.x % 32;
+  uint32_t first = 0;
+  if (lane == static_cast<unsigned>(leader)) first = atomicAdd(length, static_cast<uint32_t>(__popc(together)));
+  return __shfl_sync(together, first, leader) + static_cast<uint32_t>(__popc(together & ((1u << lane) - 1)));
+#else
+  return atomic_add(length, 1u);
+#endif
+}
+
+// A warp of one thread.
+struct OneThread {
+  CAST_HOST_DEVICE int rank() const { return 0; }
+  CAST_HOST_DEVICE int size() const { return 1; }
+  CAST_HOST_DEVICE void sync() const {}
+  CAST_HOST_DEVICE uint32_t ballot(bool bit) const { return bit ? 1 : 0; }
+  CAST_HOST_DEVICE uint32_t match(uint32_t) const { return 1; }
+  CAST_HOST_DEVICE uint32_t take(uint32_t word, int) const { return word; }
+  template <class Value>
+  CAST_HOST_DEVICE Value sum(Value value) const {
+    return value;
+  }
+};
 
 // values[i] becomes the sum of those before it; returns the sum of all. `partial` holds kMaxTeam words that the team
 // shares. Begins and ends with a barrier.

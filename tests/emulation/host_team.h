@@ -29,11 +29,14 @@ class Barrier {
   std::atomic<uint32_t> turn_{0};
 };
 
+constexpr int kWarp = 32;
+
 // What the threads of one warp share.
 struct WarpRoom {
   explicit WarpRoom(int threads) : barrier(threads) {}
   Barrier barrier;
-  std::atomic<uint32_t> bits[3] = {};  // of the last ballot, this one and the next
+  uint64_t values[2][kWarp];  // of this exchange, and of the next one
+  int turn[kWarp] = {};
 };
 
 class HostWarp {
@@ -46,23 +49,35 @@ class HostWarp {
   int count() const { return count_; }
   void sync() const { room_->barrier.wait(); }
 
-  uint32_t ballot(bool bit) const {
-    const int turn = turn_;
-    turn_ = (turn + 1) % 3;
-    if (bit) room_->bits[turn].fetch_or(1u << rank_, std::memory_order_relaxed);
-    room_->barrier.wait();
-    // All are past the ballot before the last one, whose word the one after the next will use.
-    if (rank_ == 0) room_->bits[(turn + 2) % 3].store(0, std::memory_order_relaxed);
-    return room_->bits[turn].load(std::memory_order_relaxed);
+  uint32_t ballot(bool bit) const { return match_of(exchange(bit ? 1 : 0), 1); }
+  uint32_t match(uint32_t word) const { return match_of(exchange(word), word); }
+  uint32_t take(uint32_t word, int rank) const { return static_cast<uint32_t>(exchange(word)[rank]); }
+  template <class Value>
+  Value sum(Value value) const {
+    const uint64_t* const values = exchange(value);
+    Value total = 0;
+    for (int i = 0; i < size_; ++i) total += static_cast<Value>(values[i]);
+    return total;
   }
 
  private:
+  // The values of all. They stay until the next exchange but one, which no thread begins before all have begun the next.
+  const uint64_t* exchange(uint64_t value) const {
+    uint64_t* const values = room_->values[room_->turn[rank_]++ % 2];
+    values[rank_] = value;
+    room_->barrier.wait();
+    return values;
+  }
+
+  uint32_t match_of(const uint64_t* values, uint64_t wanted) const {
+    uint32_t ranks = 0;
+    for (int i = 0; i < size_; ++i) ranks |= static_cast<uint32_t>(values[i] == wanted) << i;
+    return ranks;
+  }
+
   WarpRoom* room_;
   int rank_, size_, index_, count_;
-  mutable int turn_ = 0;
 };
-
-constexpr int kWarp = 32;
 
 class HostTeam {
  public:
