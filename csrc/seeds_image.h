@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "host_device.h"
+
 namespace cast_kernels {
 
 struct SeedsImage {
@@ -17,7 +19,7 @@ struct SeedsBatch {
   int64_t batch, height, width;
   int64_t image_stride, row_stride, column_stride, channel_stride;
 
-  SeedsImage image(int64_t i) const { return {pixels + i * image_stride, row_stride, column_stride, channel_stride}; }
+  CAST_HOST_DEVICE SeedsImage image(int64_t i) const { return {pixels + i * image_stride, row_stride, column_stride, channel_stride}; }
 };
 
 struct SeedsColours {

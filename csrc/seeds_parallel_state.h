@@ -10,9 +10,8 @@
 
 namespace cast_kernels {
 
-constexpr int kGrids = 3;         // of cells: blocks, halves, quarters
-constexpr int kMaxSweeps = 64;    // more than any quality has
-constexpr int kMaxTeamSide = 8191;  // pixels: a site is 13 bits of column and 13 of row
+constexpr int kGrids = 3;       // of cells: blocks, halves, quarters
+constexpr int kMaxSweeps = 64;  // more than any quality has
 
 // The same for all images of a batch; small enough to be the argument of a kernel.
 struct ParallelPlan {

@@ -11,8 +11,7 @@ namespace cast_kernels {
 // half way between the edges of the coarser cells.
 CAST_HOST_DEVICE inline int32_t cell_edge(int cell, int blocks, int size, int grid) {
   const auto block_edge = [&](int block) {
-    return static_cast<int32_t>(block == blocks ? size
-                                                : (static_cast<int64_t>(block) * size + blocks - 1) / blocks);
+    return block == blocks ? size : (block * size + blocks - 1) / blocks;
   };
   const int block = cell >> grid;
   int32_t left = block_edge(block);
@@ -70,7 +69,7 @@ CAST_HOST_DEVICE inline void clear_dense(const Team& team, const ParallelPlan& p
 
 // The cell along one axis that holds a pixel.
 CAST_HOST_DEVICE inline int cell_of(int pixel, const int32_t* edges, int cells, int size) {
-  int cell = static_cast<int>(static_cast<int64_t>(pixel) * cells / size);
+  int cell = pixel * cells / size;
   while (cell > 0 && edges[cell] > pixel) --cell;
   while (edges[cell + 1] <= pixel) ++cell;
   return cell;
@@ -160,8 +159,8 @@ CAST_HOST_DEVICE inline void start_labels(const Team& team, const ParallelPlan& 
     const int row = i / cells.columns;
     const int column = i - row * cells.columns;
     // A block belongs to the superpixel of its last pixel.
-    const auto y = static_cast<int64_t>(cells.y_edges[row + 1] - 1) * plan.label_rows / plan.height;
-    const auto x = static_cast<int64_t>(cells.x_edges[column + 1] - 1) * plan.label_columns / plan.width;
+    const int y = (cells.y_edges[row + 1] - 1) * plan.label_rows / plan.height;
+    const int x = (cells.x_edges[column + 1] - 1) * plan.label_columns / plan.width;
     const auto label = static_cast<uint32_t>(y * plan.label_columns + x);
     if (warp.rank() == 0) {
       cells.labels[row * cells.label_stride + column] = static_cast<Label>(label);

@@ -28,10 +28,9 @@ CAST_HOST_DEVICE inline void fill_dense(Team& team, const ParallelPlan& plan, co
   team.barrier();
 }
 
-// After start_image. Sum as in seeds_phases.h.
+// After start_image: the labels of all pixels, in state.labels. Sum as in seeds_phases.h.
 template <class Sum, class Team, class State>
-CAST_HOST_DEVICE inline void finish_image(Team& team, const ParallelPlan& plan, const State& state, int stride,
-                                          int32_t* labels) {
+CAST_HOST_DEVICE inline void label_image(Team& team, const ParallelPlan& plan, const State& state) {
   index_bins(team, plan, state);
   team.barrier();
   fill_dense(team, plan, state, 0);
@@ -68,8 +67,6 @@ CAST_HOST_DEVICE inline void finish_image(Team& team, const ParallelPlan& plan, 
       team.barrier();
     }
   }
-  write_labels(team, plan, state, stride, labels);
-  team.barrier();  // before the team's next image
 }
 
 }  // namespace cast_kernels

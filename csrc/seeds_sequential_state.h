@@ -9,8 +9,7 @@
 
 namespace cast_kernels {
 
-constexpr int kMaxDepth = 30;                        // levels; more never fit
-constexpr int64_t kMaxTeamPixels = int64_t{1} << 24;  // floats hold every count up to here
+constexpr int kMaxDepth = 30;  // levels; more never fit
 
 // The same for all images of a batch.
 struct SequentialPlan {

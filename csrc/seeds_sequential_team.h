@@ -15,10 +15,14 @@ namespace {
 #include "seeds_window.inl"
 
 // 1. Cells
+// Along one axis, also of the cell after the last. Sides up to kMaxTeamSide have products of 26 bits.
+CAST_HOST_DEVICE inline int first_pixel(int cell, int cells, int size) {
+  return cell == cells ? size : (cell * size + cells - 1) / cells;
+}
+
 // The parent along one axis of a cell: that of its last pixel.
 CAST_HOST_DEVICE inline int parent_cell(int cell, int cells, int size, int above) {
-  const int64_t end = cell + 1 == cells ? size : (static_cast<int64_t>(cell + 1) * size + cells - 1) / cells;
-  return static_cast<int>((end - 1) * above / size);
+  return (first_pixel(cell + 1, cells, size) - 1) * above / size;
 }
 
 CAST_HOST_DEVICE inline int parent_of(const SequentialPlan& plan, int level, int cell) {
@@ -34,7 +38,7 @@ CAST_HOST_DEVICE inline void write_edges(const Team& team, int32_t* edges, int c
                                          int finer_cells, int size) {
   for (int cell = team.rank(); cell <= cells; cell += team.size()) {
     if (finer == nullptr) {
-      edges[cell] = cell == cells ? size : static_cast<int32_t>((static_cast<int64_t>(cell) * size + cells - 1) / cells);
+      edges[cell] = first_pixel(cell, cells, size);
       continue;
     }
     int child = 2 * cell < finer_cells ? 2 * cell : finer_cells;
@@ -71,9 +75,7 @@ CAST_HOST_DEVICE inline void inherit_labels(Team& team, const SequentialPlan& pl
 
 // The label of the block that holds a pixel.
 CAST_HOST_DEVICE inline int32_t block_label(const SequentialPlan& plan, const SequentialLevel& blocks, int x, int y) {
-  const int column = static_cast<int>(static_cast<int64_t>(x) * blocks.columns / plan.width);
-  const int row = static_cast<int>(static_cast<int64_t>(y) * blocks.rows / plan.height);
-  return blocks.labels[row * blocks.columns + column];
+  return blocks.labels[y * blocks.rows / plan.height * blocks.columns + x * blocks.columns / plan.width];
 }
 
 // 2. Colours

@@ -29,27 +29,24 @@ class DeviceWarp {
   int index_, count_;
 };
 
+template <int kThreads>
 struct BlockTeam {
   __device__ int rank() const { return static_cast<int>(threadIdx.x); }
-  __device__ int size() const { return static_cast<int>(blockDim.x); }
+  __device__ static constexpr int size() { return kThreads; }
   __device__ void barrier() const { __syncthreads(); }
-  __device__ DeviceWarp warp() const { return {static_cast<int>(threadIdx.x / 32), static_cast<int>(blockDim.x / 32)}; }
+  __device__ DeviceWarp warp() const { return {static_cast<int>(threadIdx.x / 32), kThreads / 32}; }
 };
 
 // The blocks of a cluster, one-dimensional, too. Its barrier orders global memory, as does that of a block.
+template <int kBlocks, int kThreads>
 struct ClusterTeam {
   __device__ int block() const {
     uint32_t rank;
     asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     return static_cast<int>(rank);
   }
-  __device__ int blocks() const {
-    uint32_t count;
-    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(count));
-    return static_cast<int>(count);
-  }
-  __device__ int rank() const { return block() * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x); }
-  __device__ int size() const { return blocks() * static_cast<int>(blockDim.x); }
+  __device__ int rank() const { return block() * kThreads + static_cast<int>(threadIdx.x); }
+  __device__ static constexpr int size() { return kBlocks * kThreads; }
   __device__ void barrier() const {
     asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
   }

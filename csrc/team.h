@@ -14,6 +14,8 @@
 namespace cast_kernels {
 
 constexpr int kMaxTeam = 1024;  // threads
+constexpr int kMaxTeamSide = 8191;                    // pixels of an image: 13 bits
+constexpr int64_t kMaxTeamPixels = int64_t{1} << 24;  // in all: floats hold every count
 
 #if !defined(__CUDA_ARCH__)
 using Word __attribute__((may_alias)) = uint32_t;  // also of half words, see add_count
@@ -62,9 +64,9 @@ CAST_HOST_DEVICE inline void add_count(uint32_t* count, int32_t change) {
 }
 
 CAST_HOST_DEVICE inline void add_count(uint16_t* count, int32_t change) {
-  const auto address = reinterpret_cast<uintptr_t>(count);
-  auto* const word = reinterpret_cast<Word*>(address & ~uintptr_t{3});
-  const uint32_t shifted = static_cast<uint32_t>(change) << (8 * (address & 2));  // little-endian
+  const auto half = reinterpret_cast<uintptr_t>(count) >> 1 & 1;
+  auto* const word = reinterpret_cast<Word*>(count - half);  // a difference of pointers: it stays in its address space
+  const uint32_t shifted = static_cast<uint32_t>(change) << (16 * half);  // little-endian
 #if defined(__CUDA_ARCH__)
   atomicAdd(word, shifted);
 #else
