@@ -1,10 +1,14 @@
 """SEEDS superpixels: pixels move between neighbouring superpixels until their colour histograms are pure.
 
 A superpixel starts as a cell of a regular grid. First blocks of pixels, then single pixels on its border change to a
-neighbour wherever their colours are more frequent there.
+neighbour wherever their colours are more frequent there. Two orders of these decisions:
+
+* ``"parallel"``, ours: phases in which every fourth site decides at once, the same labels on any device and always
+  connected (docs/superpixels.md; csrc/seeds_phases.h is the definition);
+* ``"sequential"``, that of OpenCV contrib's ``createSuperpixelSEEDS``, label for label.
 
 Source: Van den Bergh, Boix, Roig, de Capitani, Van Gool, "SEEDS: Superpixels Extracted via Energy-Driven Sampling",
-ECCV 2012; the order of decisions and the prior as in OpenCV contrib's ``createSuperpixelSEEDS``.
+ECCV 2012; the prior as in OpenCV.
 """
 
 import math
@@ -16,7 +20,8 @@ from cast_kernels import _ext
 from cast_kernels._checks import check_count
 from cast_kernels._rgb import channel_dim
 
-ORDERS = ("sequential",)
+ORDERS = ("parallel", "sequential")
+QUALITIES = ("best", "fast")
 COLORS = ("lab", "rgb")
 MAX_BINS = 40  # 40^3 joint bins fit 16 bits
 MAX_PRIOR = 5
@@ -30,19 +35,21 @@ def seeds(
     image: Tensor,
     num_superpixels: int,
     *,
-    order: str = "sequential",
+    order: str = "parallel",
+    quality: str | None = None,
     bins: int = 15,
-    prior: int = 2,
-    iterations: int = 20,
-    num_levels: int = 1,
-    double_step: bool = False,
+    prior: int | None = None,
+    iterations: int | None = None,
+    num_levels: int | None = None,
+    double_step: bool | None = None,
     color: str = "lab",
+    stride: int = 1,
 ) -> Tensor:
-    """Segment 8-bit images into SEEDS superpixels, label for label those of OpenCV.
+    """Segment 8-bit images into SEEDS superpixels.
 
-    The labels equal ``cv2.ximgproc.createSuperpixelSEEDS(W, H, 3, num_superpixels, num_levels, prior, bins,
-    double_step)`` after one ``iterate(cv2.cvtColor(image, cv2.COLOR_RGB2LAB), iterations)``. They are as it leaves
-    them: a superpixel is not always connected.
+    A pixel of colour bin ``c`` at the border of superpixel ``a`` moves to its neighbour ``b`` where ``h_b[c] / T_b^2``
+    (the share of its colour there, over the size once more) times a prior of smooth borders is greater than
+    ``h_a[c] / T_a^2``; a block of pixels where its histogram intersects that of ``b`` more.
 
     Args:
         image: RGB [B, H, W, 3] or [B, 3, H, W], uint8, any strides. Where both readings fit ([B, 3, W, 3]) the
@@ -50,25 +57,37 @@ def seeds(
         num_superpixels: Wanted number per image; a wish, requests below 10 count as 10. ``seeds_count`` says what
             it becomes. A superpixel must start as at least 6 x 6 pixels, so the smallest square image is 13 x 13:
             of smaller ones OpenCV leaves some without a pixel, or crashes.
-        order: "sequential", one decision after the other in raster order.
+        order: "parallel", in phases of independent decisions: every superpixel is one 4-connected piece. "sequential",
+            one decision after the other in raster order: the labels of ``cv2.ximgproc.createSuperpixelSEEDS(W, H, 3,
+            num_superpixels, num_levels, prior, bins, double_step)`` after one ``iterate(cv2.cvtColor(image,
+            cv2.COLOR_RGB2LAB), iterations)``, as it leaves them: a superpixel is not always connected.
+        quality: Of order "parallel": "best" (default), or "fast", which takes about half the time and gives up part of
+            the lead over OpenCV; docs/superpixels.md has the figures.
         bins: Histogram bins per channel, 1 to 40; histograms are joint over the channels.
-        prior: Strength of the preference for smooth borders, 0 (none) to 5.
-        iterations: Sweeps over single pixels, forward and backward in turn; 0 leaves whole blocks.
-        num_levels: Levels of the grid above the pixels, at least 1. 1 means 2, and more than fit become fewer.
-        double_step: Sweep twice over each level of blocks, first moving only what gains clearly.
+        prior: Of order "sequential": strength of the preference for smooth borders, 0 (none) to 5; default 2.
+        iterations: Of order "sequential": sweeps over single pixels, forward and backward in turn; 0 leaves whole
+            blocks; default 20.
+        num_levels: Of order "sequential": levels of the grid above the pixels, at least 1 (default). 1 means 2, and
+            more than fit become fewer.
+        double_step: Of order "sequential": sweep twice over each level of blocks, first moving only what gains
+            clearly; default False.
         color: "lab" converts the image with ``rgb_to_lab`` first; "rgb" takes the three channels as they are.
+        stride: Return only the labels of the top left pixels of all ``stride`` x ``stride`` squares: those of the
+            full map ``[:, ::stride, ::stride]``, which then is never written.
 
     Returns:
-        Labels [B, H, W] in [0, N), int32, contiguous, on the device of ``image``; N = ``seeds_count(H, W, ...)``.
+        Labels [B, ceil(H / stride), ceil(W / stride)] in [0, N), int32, contiguous, on the device of ``image``;
+        N = ``seeds_count(H, W, num_superpixels, num_levels)``. Of order "parallel" all N labels occur in the full map.
 
     Raises:
         TypeError: An argument has the wrong type or dtype.
-        ValueError: A shape or a value is not supported, or the image cannot be divided into that many superpixels
-            (where OpenCV would hang, crash or lose labels); the message names the limit.
+        ValueError: A shape or a value is not supported, an option does not belong to the order, or the image cannot be
+            divided into that many superpixels (where OpenCV would hang, crash or lose labels); the message names the
+            limit.
 
-    Runs on the CPU: the images of a batch are shared out over ``torch.get_num_threads()`` threads, and an image on
-    another device is copied to the host and its labels back, which waits for the device.
-    Deterministic, whatever the number of threads. Not differentiable.
+    Runs on the CPU: the images of a batch are shared out over ``torch.get_num_threads()`` threads, of order "parallel"
+    a large image, too. An image on another device is copied to the host and its labels back, which waits for the
+    device. Deterministic, whatever the number of threads. Not differentiable.
     """
     dim = channel_dim(image)
     check_count("num_superpixels", num_superpixels)
@@ -77,19 +96,45 @@ def seeds(
     if color not in COLORS:
         raise ValueError(f"expected color to be one of {COLORS}, got {color!r}")
     check_count("bins", bins)
+    if bins > MAX_BINS:
+        raise ValueError(f"expected bins in 1..{MAX_BINS}, got {bins}")
+    check_count("stride", stride)
+    pixels = image if dim == 3 else image.permute(0, 2, 3, 1)
+    sequential = {"prior": prior, "iterations": iterations, "num_levels": num_levels, "double_step": double_step}
+    if order == "parallel":
+        _refuse_foreign(order, sequential)
+        quality = "best" if quality is None else quality
+        if quality not in QUALITIES:
+            raise ValueError(f"expected quality to be one of {QUALITIES}, got {quality!r}")
+        return torch.ops.cast_kernels.seeds_parallel(pixels, num_superpixels, quality, bins, color == "lab", stride)
+    _refuse_foreign(order, {"quality": quality})
+    return torch.ops.cast_kernels.seeds_sequential(
+        pixels, num_superpixels, bins, *_sequential_options(**sequential), color == "lab", stride
+    )
+
+
+def _refuse_foreign(order: str, options: dict[str, object]) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(f'{name}={value!r} is not an option of order="{order}"')
+
+
+def _sequential_options(
+    prior: int | None, iterations: int | None, num_levels: int | None, double_step: bool | None
+) -> tuple[int, int, int, bool]:
+    """The options as OpenCV has them by default, checked."""
+    prior = 2 if prior is None else prior
+    iterations = 20 if iterations is None else iterations
+    num_levels = 1 if num_levels is None else num_levels
+    double_step = False if double_step is None else double_step
     check_count("prior", prior, 0)
     check_count("iterations", iterations, 0)
     check_count("num_levels", num_levels)
-    if bins > MAX_BINS:
-        raise ValueError(f"expected bins in 1..{MAX_BINS}, got {bins}")
     if prior > MAX_PRIOR:
         raise ValueError(f"expected prior in 0..{MAX_PRIOR}, got {prior}")
     if not isinstance(double_step, bool):
         raise TypeError(f"expected double_step to be a bool, got {type(double_step).__name__}")
-    pixels = image if dim == 3 else image.permute(0, 2, 3, 1)
-    return torch.ops.cast_kernels.seeds(
-        pixels, num_superpixels, bins, prior, iterations, num_levels, double_step, color == "lab"
-    )
+    return prior, iterations, num_levels, double_step
 
 
 def seeds_count(height: int, width: int, num_superpixels: int, num_levels: int = 1) -> int:
@@ -99,7 +144,7 @@ def seeds_count(height: int, width: int, num_superpixels: int, num_levels: int =
         height: Rows of the image.
         width: Columns of the image.
         num_superpixels: The request. N seldom equals it: 224 x 224 gives 196 for 196, 784 for 1024.
-        num_levels: As for ``seeds``.
+        num_levels: As for ``seeds`` in order "sequential"; the other has 1.
 
     Raises:
         TypeError: An argument is not an int.
@@ -142,8 +187,25 @@ def _float32(x: float) -> float:
     return math.ldexp(round(mantissa * 2**24), exponent - 24)
 
 
-# 2. Native code; csrc/seeds_sequential.cpp is the definition
-def _seeds(
+# 2. Native code; csrc/seeds_phases.h and csrc/seeds_sequential.cpp are the definitions
+def _seeds_parallel(image: Tensor, num_superpixels: int, quality: str, bins: int, lab: bool, stride: int) -> Tensor:
+    host, labels = image.cpu(), _empty_labels(image, stride, "cpu")
+    native = _ext.load()
+    native.seeds_parallel(
+        host.data_ptr(),
+        labels.data_ptr(),
+        **_layout(host),
+        num_superpixels=num_superpixels,
+        steps=native.seeds_steps(quality),
+        bins=bins,
+        lab=lab,
+        stride=stride,
+        threads=torch.get_num_threads(),
+    )
+    return labels.to(image.device)
+
+
+def _seeds_sequential(
     image: Tensor,
     num_superpixels: int,
     bins: int,
@@ -152,21 +214,13 @@ def _seeds(
     num_levels: int,
     double_step: bool,
     lab: bool,
+    stride: int,
 ) -> Tensor:
-    host = image.cpu()
-    batch, height, width, _ = host.shape
-    labels = torch.empty(batch, height, width, dtype=torch.int32)
-    image_stride, row_stride, column_stride, channel_stride = host.stride()
+    host, labels = image.cpu(), _empty_labels(image, stride, "cpu")
     _ext.load().seeds_sequential(
         host.data_ptr(),
         labels.data_ptr(),
-        batch=batch,
-        height=height,
-        width=width,
-        image_stride=image_stride,
-        row_stride=row_stride,
-        column_stride=column_stride,
-        channel_stride=channel_stride,
+        **_layout(host),
         num_superpixels=num_superpixels,
         bins=bins,
         prior=prior,
@@ -174,15 +228,35 @@ def _seeds(
         num_levels=num_levels,
         double_step=double_step,
         lab=lab,
+        stride=stride,
         threads=torch.get_num_threads(),
     )
     return labels.to(image.device)
 
 
-# 3. Registration
-_op = torch.library.custom_op("cast_kernels::seeds", _seeds, mutates_args=())
+def _layout(image: Tensor) -> dict[str, int]:
+    """Sizes and strides of [B, H, W, 3], as csrc names them."""
+    names = ("batch", "height", "width")
+    strides = ("image_stride", "row_stride", "column_stride", "channel_stride")
+    return dict(zip(names, image.shape[:3], strict=True)) | dict(zip(strides, image.stride(), strict=True))
 
 
-@_op.register_fake
-def _(image, num_superpixels, bins, prior, iterations, num_levels, double_step, lab):
-    return image.new_empty(image.shape[:3], dtype=torch.int32)
+def _empty_labels(image: Tensor, stride: int, device: torch.device | str) -> Tensor:
+    batch, height, width, _ = image.shape
+    rows, columns = (height + stride - 1) // stride, (width + stride - 1) // stride
+    return torch.empty(batch, rows, columns, dtype=torch.int32, device=device)
+
+
+# 3. Registration. What is registered for a device replaces the copy to the host.
+_parallel_op = torch.library.custom_op("cast_kernels::seeds_parallel", _seeds_parallel, mutates_args=())
+_sequential_op = torch.library.custom_op("cast_kernels::seeds_sequential", _seeds_sequential, mutates_args=())
+
+
+@_parallel_op.register_fake
+def _(image, num_superpixels, quality, bins, lab, stride):
+    return _empty_labels(image, stride, image.device)
+
+
+@_sequential_op.register_fake
+def _(image, num_superpixels, bins, prior, iterations, num_levels, double_step, lab, stride):
+    return _empty_labels(image, stride, image.device)

@@ -23,17 +23,11 @@ using Address = uintptr_t;
 void seeds_sequential(Address pixels, Address labels, int64_t batch, int64_t height, int64_t width,
                       int64_t image_stride, int64_t row_stride, int64_t column_stride, int64_t channel_stride,
                       int64_t num_superpixels, int64_t bins, int64_t prior, int64_t iterations, int64_t num_levels,
-                      bool double_step, bool lab, int64_t threads) {
-  const ck::SeedsBatch images{reinterpret_cast<const uint8_t*>(pixels),
-                              batch,
-                              height,
-                              width,
-                              image_stride,
-                              row_stride,
-                              column_stride,
-                              channel_stride};
-  const ck::SeedsOptions options{bins, prior, iterations, double_step, lab};
-  ck::seeds_sequential(images, reinterpret_cast<int32_t*>(labels), num_superpixels, num_levels, options, threads);
+                      bool double_step, bool lab, int64_t stride, int64_t threads) {
+  const auto* const data = reinterpret_cast<const uint8_t*>(pixels);
+  ck::seeds_sequential({data, batch, height, width, image_stride, row_stride, column_stride, channel_stride},
+                       reinterpret_cast<int32_t*>(labels), num_superpixels, num_levels,
+                       {bins, prior, iterations, double_step, lab}, stride, threads);
 }
 
 // Parallel SEEDS takes its schedule as steps: (kind of sweep, repeats, least and most percent of the mean size).
@@ -47,31 +41,34 @@ Steps seeds_steps(const std::string& quality) {
   return steps;
 }
 
-ck::SeedsSchedule schedule_from(int64_t height, int64_t width, int64_t num_superpixels, const Steps& steps) {
+std::vector<ck::SeedsStep> as_steps(const Steps& steps) {
   std::vector<ck::SeedsStep> list;
   for (const auto& [kind, repeats, least, most] : steps) {
     list.push_back({static_cast<ck::SweepKind>(kind), repeats, least, most});
   }
-  return ck::seeds_schedule(height, width, num_superpixels, list);
+  return list;
+}
+
+void seeds_parallel(Address pixels, Address labels, int64_t batch, int64_t height, int64_t width, int64_t image_stride,
+                    int64_t row_stride, int64_t column_stride, int64_t channel_stride, int64_t num_superpixels,
+                    const Steps& steps, int64_t bins, bool lab, int64_t stride, int64_t threads) {
+  const auto* const data = reinterpret_cast<const uint8_t*>(pixels);
+  ck::seeds_parallel({data, batch, height, width, image_stride, row_stride, column_stride, channel_stride},
+                     reinterpret_cast<int32_t*>(labels), num_superpixels, as_steps(steps), {bins, lab}, stride,
+                     threads);
 }
 
 void seeds_literal(Address pixels, Address labels, int64_t batch, int64_t height, int64_t width, int64_t image_stride,
                    int64_t row_stride, int64_t column_stride, int64_t channel_stride, int64_t num_superpixels,
                    const Steps& steps, int64_t bins, bool lab, int64_t stride, uint64_t shuffle) {
-  const ck::SeedsBatch images{reinterpret_cast<const uint8_t*>(pixels),
-                              batch,
-                              height,
-                              width,
-                              image_stride,
-                              row_stride,
-                              column_stride,
-                              channel_stride};
-  ck::seeds_literal(images, reinterpret_cast<int32_t*>(labels), schedule_from(height, width, num_superpixels, steps),
-                    {bins, lab}, stride, shuffle);
+  const auto* const data = reinterpret_cast<const uint8_t*>(pixels);
+  ck::seeds_literal({data, batch, height, width, image_stride, row_stride, column_stride, channel_stride},
+                    reinterpret_cast<int32_t*>(labels),
+                    ck::seeds_schedule(height, width, num_superpixels, as_steps(steps)), {bins, lab}, stride, shuffle);
 }
 
 py::dict seeds_schedule_facts(int64_t height, int64_t width, int64_t num_superpixels, const Steps& steps) {
-  const ck::SeedsSchedule schedule = schedule_from(height, width, num_superpixels, steps);
+  const ck::SeedsSchedule schedule = ck::seeds_schedule(height, width, num_superpixels, as_steps(steps));
   py::dict facts;
   facts["grids"] = schedule.cells.size();
   facts["sweeps"] = schedule.sweeps.size();
@@ -125,11 +122,15 @@ PYBIND11_MODULE(_C, m) {
         py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("image_stride"), py::arg("row_stride"),
         py::arg("column_stride"), py::arg("channel_stride"), py::arg("num_superpixels"), py::arg("bins"),
         py::arg("prior"), py::arg("iterations"), py::arg("num_levels"), py::arg("double_step"), py::arg("lab"),
-        py::arg("threads"));
+        py::arg("stride"), py::arg("threads"));
   m.def("seeds_literal", &seeds_literal, release(), py::arg("pixels"), py::arg("labels"), py::kw_only(),
         py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("image_stride"), py::arg("row_stride"),
         py::arg("column_stride"), py::arg("channel_stride"), py::arg("num_superpixels"), py::arg("steps"),
         py::arg("bins"), py::arg("lab"), py::arg("stride"), py::arg("shuffle"));
+  m.def("seeds_parallel", &seeds_parallel, release(), py::arg("pixels"), py::arg("labels"), py::kw_only(),
+        py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("image_stride"), py::arg("row_stride"),
+        py::arg("column_stride"), py::arg("channel_stride"), py::arg("num_superpixels"), py::arg("steps"),
+        py::arg("bins"), py::arg("lab"), py::arg("stride"), py::arg("threads"));
   m.def("seeds_steps", &seeds_steps, py::arg("quality"));
   m.def("seeds_schedule_facts", &seeds_schedule_facts, py::arg("height"), py::arg("width"), py::arg("num_superpixels"),
         py::arg("steps"));

@@ -2,18 +2,18 @@
 
 #include <algorithm>
 #include <atomic>
-#include <exception>
-#include <mutex>
+#include <new>
 #include <stdexcept>
 #include <string>
-#include <system_error>
-#include <thread>
-#include <vector>
 
+#include "seeds_team.h"
 #include "simd.h"
+#include "threads.h"
 
 namespace cast_kernels {
 namespace {
+
+constexpr int64_t kPixelsPerThread = 1 << 15;  // of one image; below, waiting for the others costs more than it gains
 
 void check(const char* name, int64_t value, int64_t least, int64_t most) {
   if (value < least || value > most) {
@@ -31,42 +31,74 @@ PixelStage pixel_stage(Simd level) {
   return seeds_pixels_scalar;
 }
 
+template <class Label, class Count>
+SweepFunctions<Label, Count> sweep_functions(Simd level) {
+#if defined(CAST_X86_SIMD)
+  if (level != Simd::scalar) return sweep_functions_avx2<Label, Count>();  // AVX-512 has nothing to add
+#endif
+  (void)level;
+  return sweep_functions_scalar<Label, Count>();
+}
+
+template <class Label, class Count>
+void share_out(const SeedsBatch& images, int32_t* labels, const SeedsSchedule& schedule, const SeedsColours& colours,
+               int64_t stride, int64_t threads, Simd level) {
+  const SweepFunctions<Label, Count> functions = sweep_functions<Label, Count>(level);
+  const int64_t size = LabelGrid(images.height, images.width, stride).size();
+  const int64_t team = std::min(threads, images.height * images.width / kPixelsPerThread);
+  if (images.batch >= threads || team < 2) {
+    std::atomic<int64_t> next{0};
+    on_threads(std::min(threads, images.batch), [&](int, int) {
+      SeedsTeam<Label, Count> alone(schedule, colours, functions, 1);
+      for (int64_t i = next++; i < images.batch; i = next++) {
+        if (!alone.run({0, 1}, images.image(i), labels + i * size, stride)) throw std::bad_alloc();
+      }
+    });
+    return;
+  }
+  SeedsTeam<Label, Count> together(schedule, colours, functions, static_cast<int>(team));
+  on_threads(team, [&](int rank, int members) {
+    for (int64_t i = 0; i < images.batch; ++i) {
+      if (!together.run({rank, members}, images.image(i), labels + i * size, stride)) throw std::bad_alloc();
+    }
+  });
+}
+
 }  // namespace
 
 void seeds_sequential(const SeedsBatch& images, int32_t* labels, int64_t num_superpixels, int64_t num_levels,
-                      const SeedsOptions& options, int64_t threads) {
+                      const SeedsOptions& options, int64_t stride, int64_t threads) {
   check("bins", options.bins, 1, kMaxBins);
   check("prior", options.prior, 0, 5);
   check("iterations", options.iterations, 0, INT32_MAX);
+  check("stride", stride, 1, INT32_MAX);
   check("threads", threads, 1, INT32_MAX);
   const SeedsGrid grid = seeds_grid(images.height, images.width, num_superpixels, num_levels);
   const PixelStage stage = pixel_stage(simd_level());
-
+  const int64_t size = LabelGrid(images.height, images.width, stride).size();
+  if (images.batch == 0) return;
   std::atomic<int64_t> next{0};
-  std::exception_ptr failure;
-  std::mutex failure_lock;
-  const auto work = [&] {
-    try {
-      SeedsSequential segmenter(grid, options, stage);
-      for (int64_t i = next++; i < images.batch; i = next++) {
-        segmenter.run(images.image(i), labels + i * images.height * images.width);
-      }
-    } catch (...) {
-      const std::lock_guard<std::mutex> lock(failure_lock);
-      failure = std::current_exception();
-    }
-  };
+  on_threads(std::min(threads, images.batch), [&](int, int) {
+    SeedsSequential segmenter(grid, options, stage);
+    for (int64_t i = next++; i < images.batch; i = next++) segmenter.run(images.image(i), labels + i * size, stride);
+  });
+}
 
-  const int64_t helpers = std::min(threads, images.batch) - 1;
-  std::vector<std::thread> pool;
-  try {
-    for (int64_t i = 0; i < helpers; ++i) pool.emplace_back(work);
-  } catch (const std::system_error&) {
-    // No more threads to be had: those that run share out the images.
+void seeds_parallel(const SeedsBatch& images, int32_t* labels, int64_t num_superpixels,
+                    const std::vector<SeedsStep>& steps, const SeedsColours& colours, int64_t stride, int64_t threads) {
+  check("bins", colours.bins, 1, kMaxBins);
+  check("stride", stride, 1, INT32_MAX);
+  check("threads", threads, 1, INT32_MAX);
+  const SeedsSchedule schedule = seeds_schedule(images.height, images.width, num_superpixels, steps);
+  const Simd level = simd_level();
+  if (images.batch == 0) return;
+  if (schedule.most_pixels > UINT16_MAX) {
+    share_out<uint16_t, uint32_t>(images, labels, schedule, colours, stride, threads, level);
+  } else if (schedule.num_labels > UINT8_MAX) {
+    share_out<uint16_t, uint16_t>(images, labels, schedule, colours, stride, threads, level);
+  } else {
+    share_out<uint8_t, uint16_t>(images, labels, schedule, colours, stride, threads, level);
   }
-  if (images.batch > 0) work();
-  for (std::thread& thread : pool) thread.join();
-  if (failure) std::rethrow_exception(failure);
 }
 
 }  // namespace cast_kernels

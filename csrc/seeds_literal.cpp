@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "lab.h"
+#include "seeds_bins.h"
 #include "seeds_phases.h"
 #include "sparse_counter.h"
 
@@ -62,20 +62,14 @@ class Literal {
   }
 
   void quantize(const SeedsImage& image, const SeedsColours& colours) {
-    std::vector<uint16_t> index(colours.bins * colours.bins * colours.bins, 0);
+    const JointBins joint(colours);
+    std::vector<uint16_t> index(joint.count(), 0);
     bins_.resize(static_cast<size_t>(schedule_.height) * schedule_.width);
     for (int y = 0; y < schedule_.height; ++y) {
-      for (int x = 0; x < schedule_.width; ++x) {
-        const uint8_t* const pixel = image.pixels + y * image.row_stride + x * image.column_stride;
-        Lab8 colour{pixel[0], pixel[image.channel_stride], pixel[2 * image.channel_stride]};
-        if (colours.lab) colour = lab_from_rgb(kLabTables, colour.l, colour.a, colour.b);
-        const uint32_t bin = joint_bin(colour.l, colour.a, colour.b, static_cast<uint32_t>(colours.bins));
-        bins_[static_cast<size_t>(y) * schedule_.width + x] = static_cast<uint16_t>(bin);
-        index[bin] = 1;
-      }
+      joint.quantize_row(image, y, schedule_.width, bins_.data() + static_cast<size_t>(y) * schedule_.width,
+                         index.data());
     }
-    num_bins_ = 0;
-    for (uint16_t& entry : index) entry = entry != 0 ? static_cast<uint16_t>(num_bins_++) : 0;
+    num_bins_ = static_cast<uint32_t>(number_used_bins(index));
     for (uint16_t& bin : bins_) bin = index[bin];
   }
 
@@ -222,7 +216,7 @@ class Literal {
 
 void seeds_literal(const SeedsBatch& images, int32_t* labels, const SeedsSchedule& schedule,
                    const SeedsColours& colours, int64_t stride, uint64_t shuffle) {
-  const int64_t size = ((images.height + stride - 1) / stride) * ((images.width + stride - 1) / stride);
+  const int64_t size = LabelGrid(images.height, images.width, stride).size();
   for (int64_t i = 0; i < images.batch; ++i) {
     Literal(schedule, shuffle).run(images.image(i), colours, labels + i * size, stride);
   }

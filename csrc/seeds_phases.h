@@ -264,13 +264,10 @@ CAST_HOST_DEVICE inline Sum cell_sum(const State& state, const CellEntry* begin,
   return sum;
 }
 
-// Where cell (column, row) wants to go: the direction of the superpixel that fits best, first of equals, or kStay.
+// Which of the candidates fits the cell best, first of equals, if better than its own superpixel: a direction or kStay.
 template <class Sum, class State>
-CAST_HOST_DEVICE inline int decide_cell(const State& state, const SeedsRules& rules,
-                                        const SeedsCells<typename State::Label>& cells, int column, int row,
-                                        const CellEntry* begin, const CellEntry* end) {
-  const uint32_t candidates = cell_candidates(state, rules, cells, column, row);
-  if (candidates == 0) return kStay;
+CAST_HOST_DEVICE inline int choose_cell(const State& state, const SeedsCells<typename State::Label>& cells, int column,
+                                        int row, uint32_t candidates, const CellEntry* begin, const CellEntry* end) {
   const typename State::Label* const site = cells.labels + static_cast<int64_t>(row) * cells.label_stride + column;
   const uint32_t size = cell_size(cells, column, row);
   CellShare<Sum> best{cell_sum<Sum>(state, begin, end, size, *site, true), state.totals[*site] - size};
@@ -285,6 +282,15 @@ CAST_HOST_DEVICE inline int decide_cell(const State& state, const SeedsRules& ru
     }
   }
   return to;
+}
+
+// Where cell (column, row) wants to go.
+template <class Sum, class State>
+CAST_HOST_DEVICE inline int decide_cell(const State& state, const SeedsRules& rules,
+                                        const SeedsCells<typename State::Label>& cells, int column, int row,
+                                        const CellEntry* begin, const CellEntry* end) {
+  const uint32_t candidates = cell_candidates(state, rules, cells, column, row);
+  return candidates == 0 ? kStay : choose_cell<Sum>(state, cells, column, row, candidates, begin, end);
 }
 
 template <class State, class Add>

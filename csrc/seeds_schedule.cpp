@@ -7,6 +7,8 @@ namespace cast_kernels {
 namespace {
 
 constexpr int kMaxPercent = 10000;
+constexpr int kWidePower = 5;  // of the prior; larger is smoother
+constexpr int kNarrowPower = 8;
 
 // Joint Lab bins that the 2^24 colours of sRGB reach, by bins per channel (the test counts them).
 constexpr int kLabBins[] = {0,    1,    8,    22,   36,   61,   81,   120,  159,  210,  269,  338,  413,  509,
@@ -38,14 +40,14 @@ std::vector<int32_t> halved(const std::vector<int32_t>& edges) {
   return finer;
 }
 
-// (other / own) ^ 4 or ^ 6 in float64, rounded once; a count of 0 says nothing.
-void fill_factors(float* factors, bool sixth_power) {
+// (other / own) ^ power in float64, by products alone, rounded once; a count of 0 says nothing.
+void fill_factors(float* factors, int power) {
   for (int own = 0; own < 16; ++own) {
     for (int other = 0; other < 16; ++other) {
       const double ratio = own == 0 || other == 0 ? 1.0 : static_cast<double>(other) / own;
-      const double square = ratio * ratio;
-      const double fourth = square * square;
-      factors[own * 16 + other] = static_cast<float>(sixth_power ? fourth * square : fourth);
+      double product = 1.0;
+      for (int i = 0; i < power; ++i) product *= ratio;
+      factors[own * 16 + other] = static_cast<float>(product);
     }
   }
 }
@@ -106,21 +108,14 @@ uint32_t most_pixels(const SeedsSchedule& schedule) {
 }  // namespace
 
 std::vector<SeedsStep> seeds_steps(const std::string& quality) {
-  if (quality == "best") {
-    return {{SweepKind::blocks, 3, 40, 160},
-            {SweepKind::halves, 1, 40, 160},
-            {SweepKind::quarters, 1, 40, 160},
-            {SweepKind::wide, 12, 40, 160},
-            {SweepKind::narrow, 2, 40, 160}};
-  }
-  if (quality == "fast") {
-    return {{SweepKind::blocks, 3, 40, 160},
-            {SweepKind::halves, 1, 40, 160},
-            {SweepKind::quarters, 1, 40, 160},
-            {SweepKind::wide, 4, 40, 160},
-            {SweepKind::narrow, 1, 40, 160}};
-  }
-  throw std::invalid_argument("expected quality to be best or fast, got " + quality);
+  const bool best = quality == "best";
+  if (!best && quality != "fast") throw std::invalid_argument("expected quality to be best or fast, got " + quality);
+  constexpr int kMin = 36, kMax = 170;
+  return {{SweepKind::blocks, best ? 3 : 2, kMin, kMax},
+          {SweepKind::halves, 2, kMin, kMax},
+          {SweepKind::quarters, 1, kMin, kMax},
+          {SweepKind::wide, best ? 9 : 4, kMin, kMax},
+          {SweepKind::narrow, best ? 4 : 2, kMin, kMax}};
 }
 
 SeedsSchedule seeds_schedule(int64_t height, int64_t width, int64_t num_superpixels,
@@ -131,8 +126,8 @@ SeedsSchedule seeds_schedule(int64_t height, int64_t width, int64_t num_superpix
   schedule.width = grid.width;
   schedule.height = grid.height;
   schedule.num_labels = grid.num_labels();
-  fill_factors(schedule.wide_factors, false);
-  fill_factors(schedule.narrow_factors, true);
+  fill_factors(schedule.wide_factors, kWidePower);
+  fill_factors(schedule.narrow_factors, kNarrowPower);
 
   CellGrid cells{grid.levels[0].columns, grid.levels[0].rows, cell_edges(grid.width, grid.levels[0].columns),
                  cell_edges(grid.height, grid.levels[0].rows), 0};

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "lab.h"
 #include "sparse_counter.h"
 
 namespace cast_kernels {
@@ -18,6 +17,7 @@ size_t plane_size(int rows, int columns) {
 SeedsSequential::SeedsSequential(const SeedsGrid& grid, const SeedsOptions& options, PixelStage pixel_stage)
     : grid_(grid),
       options_(options),
+      joint_bins_({options.bins, options.lab}),
       pixel_stage_(pixel_stage),
       image_stride_(grid.width + kPlanePadding),
       transposed_stride_(grid.height + kPlanePadding),
@@ -25,7 +25,7 @@ SeedsSequential::SeedsSequential(const SeedsGrid& grid, const SeedsOptions& opti
       block_y_(cell_edges(grid.height, grid.levels[0].rows)),
       totals_(grid.num_labels()),
       parts_(grid.num_labels()),
-      bin_index_(options.bins * options.bins * options.bins),
+      bin_index_(joint_bins_.count()),
       image_labels_(plane_size(grid.height, grid.width)),
       image_bins_(plane_size(grid.height, grid.width)),
       transposed_labels_(plane_size(grid.width, grid.height)),
@@ -55,7 +55,7 @@ SeedsSequential::SeedsSequential(const SeedsGrid& grid, const SeedsOptions& opti
   }
 }
 
-void SeedsSequential::run(const SeedsImage& image, int32_t* labels) {
+void SeedsSequential::run(const SeedsImage& image, int32_t* labels, int64_t stride) {
   quantize(image);
   count_blocks();
   for (size_t i = 1; i < levels_.size(); ++i) merge_cells(levels_[i - 1], levels_[i]);
@@ -74,40 +74,23 @@ void SeedsSequential::run(const SeedsImage& image, int32_t* labels) {
   state.windows = windows_.data();
   pixel_stage_(state, static_cast<int>(options_.prior), static_cast<int>(options_.iterations));
 
-  for (int64_t y = 0; y < grid_.height; ++y) {
-    std::copy_n(image_labels_.data() + y * image_stride_, grid_.width, labels + y * grid_.width);
+  for (int64_t y = 0; y < grid_.height; y += stride) {
+    const uint16_t* const row = image_labels_.data() + y * image_stride_;
+    for (int64_t x = 0; x < grid_.width; x += stride) *labels++ = row[x];
   }
 }
 
 // Joint colour bins of all pixels, renumbered to those that occur, order kept.
 void SeedsSequential::quantize(const SeedsImage& image) {
-  const int bins = static_cast<int>(options_.bins);
-  uint16_t part[3][256];
-  for (int v = 0; v < 256; ++v) {
-    const int q = v * bins / 256;
-    part[0][v] = static_cast<uint16_t>(q * bins * bins);
-    part[1][v] = static_cast<uint16_t>(q * bins);
-    part[2][v] = static_cast<uint16_t>(q);
-  }
   std::fill(bin_index_.begin(), bin_index_.end(), 0);
   for (int y = 0; y < grid_.height; ++y) {
-    const uint8_t* pixel = image.pixels + y * image.row_stride;
-    uint16_t* const out = image_bins_.data() + y * image_stride_;
-    for (int x = 0; x < grid_.width; ++x, pixel += image.column_stride) {
-      Lab8 colour{pixel[0], pixel[image.channel_stride], pixel[2 * image.channel_stride]};
-      if (options_.lab) colour = lab_from_rgb(kLabTables, colour.l, colour.a, colour.b);
-      out[x] = static_cast<uint16_t>(part[0][colour.l] + part[1][colour.a] + part[2][colour.b]);
-      bin_index_[out[x]] = 1;
-    }
+    joint_bins_.quantize_row(image, y, grid_.width, image_bins_.data() + y * image_stride_, bin_index_.data());
   }
-
   bin_lanes_.clear();
   for (size_t bin = 0; bin < bin_index_.size(); ++bin) {
-    if (bin_index_[bin] == 0) continue;
-    bin_index_[bin] = static_cast<uint16_t>(bin_lanes_.size());
-    bin_lanes_.push_back(static_cast<uint8_t>(bin % 4));
+    if (bin_index_[bin] != 0) bin_lanes_.push_back(static_cast<uint8_t>(bin % 4));
   }
-  num_bins_ = static_cast<int>(bin_lanes_.size());
+  num_bins_ = number_used_bins(bin_index_);
 
   constexpr int kTile = 32;  // of both planes stays in the first cache
   for (int top = 0; top < grid_.height; top += kTile) {

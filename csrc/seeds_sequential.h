@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "seeds_bins.h"
 #include "seeds_grid.h"
 #include "seeds_image.h"
 #include "seeds_pixels.h"
@@ -23,8 +24,8 @@ class SeedsSequential {
  public:
   SeedsSequential(const SeedsGrid& grid, const SeedsOptions& options, PixelStage pixel_stage);
 
-  // Writes labels [H, W], contiguous, each in [0, grid.num_labels()).
-  void run(const SeedsImage& image, int32_t* labels);
+  // Writes the labels of every `stride`th pixel of every `stride`th row, contiguous, each in [0, grid.num_labels()).
+  void run(const SeedsImage& image, int32_t* labels, int64_t stride);
 
  private:
   // The bins of the pixels of one cell, ascending, each with its number of pixels.
@@ -55,6 +56,7 @@ class SeedsSequential {
 
   const SeedsGrid& grid_;
   const SeedsOptions options_;
+  const JointBins joint_bins_;
   const PixelStage pixel_stage_;
   const int64_t image_stride_;
   const int64_t transposed_stride_;

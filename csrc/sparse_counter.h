@@ -23,7 +23,12 @@ inline int lowest_bit(uint64_t bits) {
 // Counts of a few among many bins: dense counts, and one bit per bin that says which are set.
 class SparseCounter {
  public:
-  explicit SparseCounter(int num_bins) : counts_(num_bins), used_(num_bins / 64 + 1) {}
+  explicit SparseCounter(int num_bins = 0) { reset(num_bins); }
+
+  void reset(int num_bins) {
+    counts_.assign(num_bins, 0);
+    used_.assign(num_bins / 64 + 1, 0);
+  }
 
   void add(int bin, int32_t count) {
     counts_[bin] += count;

@@ -1,13 +1,17 @@
+import functools
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from cast_kernels import _ext, rgb_to_lab, seeds, seeds_count, testing
+from cast_kernels import _ext, rgb_to_lab, seeds_count, testing
+from cast_kernels import seeds as seeds_in_any_order
 from cast_kernels.seeds_golden import SEEDS_GOLDEN, SEEDS_GOLDEN_SIZE
 
-OP = torch.ops.cast_kernels.seeds.default
+OP = torch.ops.cast_kernels.seeds_sequential.default
+
+seeds = functools.partial(seeds_in_any_order, order="sequential")
 
 OPTIONS = [
     {"num_superpixels": 200},
@@ -327,7 +331,7 @@ def test_no_iterations_leave_whole_blocks():
 def test_opcheck(device):
     image = testing.synthetic_image(16, 18).to(device)
     for view in (image, image.permute(0, 2, 1, 3), image[:0], image.expand(2, -1, -1, -1)):
-        torch.library.opcheck(OP, (view, 10, 15, 2, 2, 1, False, True))
+        torch.library.opcheck(OP, (view, 10, 15, 2, 2, 1, False, True, 1))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -358,7 +362,6 @@ def test_compiled_call_refuses_impossible_grids():
         ({"image": torch.zeros(1, 32, 32, 4, dtype=torch.uint8)}, ValueError, r"\[B, H, W, 3\]"),
         ({"num_superpixels": 0}, ValueError, "num_superpixels"),
         ({"num_superpixels": 20.0}, TypeError, "num_superpixels"),
-        ({"order": "parallel"}, ValueError, "sequential"),
         ({"bins": 0}, ValueError, "bins"),
         ({"bins": 41}, ValueError, "bins"),
         ({"prior": -1}, ValueError, "prior"),
