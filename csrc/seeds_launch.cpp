@@ -7,13 +7,14 @@ namespace cast_kernels {
 namespace {
 
 constexpr size_t kWorkspace = size_t{2} << 30;   // bytes, unless a single image needs more
+constexpr int64_t kMostSlots = 65535;                 // blockIdx.y of a launch
 constexpr uint32_t kEnoughBins = 160;            // nine photos of ten use fewer
 constexpr int64_t kClusterPixels = int64_t{1} << 20;  // beyond, one image is worth more than a cluster
 
 // Sets what a block needs; false where it cannot hold the image.
 bool fit_block(const ParallelPlan& plan, const SeedsSchedule& schedule, const DeviceLimits& limits,
                ParallelLaunch* launch) {
-  if (plan.num_labels > 255 || schedule.most_pixels > 65535 || schedule.wide_sums) return false;
+  if (plan.num_labels > 255 || schedule.most_pixels > 65535) return false;
   BlockState state{};
   uint8_t* bins;
   uint16_t* histogram;
@@ -58,23 +59,16 @@ ParallelLaunch parallel_launch(const ParallelPlan& plan, const SeedsSchedule& sc
     }
   }
   launch.driver = driver;
+  if (driver == SeedsDriver::cluster && clusters == 0) throw std::invalid_argument("this device has no clusters");
   if (driver == SeedsDriver::block) {
     if (!fits_block) throw std::invalid_argument("a block of this device cannot hold images of this size");
-    launch.threads = 1024;
-    launch.slots = static_cast<int>(std::min<int64_t>(batch, limits.multiprocessors));
+    launch.slots = static_cast<int>(std::clamp<int64_t>(batch, 1, limits.multiprocessors));
     return launch;
   }
-  if (driver == SeedsDriver::cluster && clusters == 0) throw std::invalid_argument("this device has no clusters");
   launch.shared_bytes = 0;
   launch.slot_bytes = launch.wide_counts ? far_bytes<uint32_t>(plan) : far_bytes<uint16_t>(plan);
   const auto room = static_cast<int64_t>(std::max<size_t>(kWorkspace / launch.slot_bytes, 1));
-  if (driver == SeedsDriver::cluster) {
-    launch.threads = 512;
-    launch.slots = static_cast<int>(std::min({batch, room, static_cast<int64_t>(clusters)}));
-  } else {
-    launch.threads = 256;
-    launch.slots = static_cast<int>(std::min({batch, room, int64_t{65535}}));
-  }
+  launch.slots = static_cast<int>(std::clamp<int64_t>(batch, 1, std::min(room, kMostSlots)));
   return launch;
 }
 

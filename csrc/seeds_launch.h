@@ -1,4 +1,4 @@
-// How parallel SEEDS runs on a GPU: which driver, how many threads, how much memory. Arithmetic on sizes and limits of
+// How parallel SEEDS runs on a GPU: which driver, how many images at a time, how much memory. Arithmetic on sizes and limits of
 // the device alone.
 #pragma once
 
@@ -25,7 +25,6 @@ struct DeviceLimits {
 
 struct ParallelLaunch {
   SeedsDriver driver;
-  int threads;  // of a block
   int slots;    // images at a time, each with a piece of the workspace
   size_t slot_bytes;
   size_t shared_bytes;

@@ -93,7 +93,7 @@ CAST_HOST_DEVICE inline void run_grid_step(const Team& team, const ParallelPlan&
   if constexpr (step == GridStep::start_labels) start_labels(team, plan, state);
   if constexpr (step == GridStep::refine) refine(team, plan, state, arguments.grid);
   if constexpr (step == GridStep::find_cells) find_cells(team, plan, state, arguments.phase);
-  if constexpr (step == GridStep::decide_cells) decide_cells<uint64_t>(team, plan, state, arguments.phase);
+  if constexpr (step == GridStep::decide_cells) decide_cells(team, plan, state, arguments.phase);
   if constexpr (step == GridStep::move_cells) move_cells(team, plan, state, arguments.phase);
   if constexpr (step == GridStep::spread_labels) spread_labels(team, plan, state, arguments.grid);
   if constexpr (step == GridStep::find_pixels) find_pixels(team, plan, state, arguments.phase);

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "seeds_colours.h"
 #include "seeds_phases.h"
@@ -66,6 +67,10 @@ CAST_HOST_DEVICE inline int site_y(uint32_t site) { return static_cast<int>(site
 CAST_HOST_DEVICE inline uint32_t site_code(uint32_t site) { return site >> 26; }
 constexpr uint32_t kStays = 8;  // code of a site that does not move; else its direction
 
+// Sums over a cell: at most the pixels of a superpixel times those of a cell, which is no larger.
+template <class Count>
+using SumOf = std::conditional_t<sizeof(Count) == sizeof(uint16_t), uint32_t, uint64_t>;
+
 // The arrays of one image. Near ones may lie in shared memory.
 template <class LabelType, class BinType, class CountType>
 struct ParallelState {
@@ -87,7 +92,7 @@ struct ParallelState {
   float* inverse;      // [num_labels]
   float* factors;      // [2, 256]
   uint32_t* lengths;   // [4 kMaxSweeps] of the queue in every phase
-  uint32_t* partial;   // [kMaxTeam] for sums over the team
+  uint32_t* partial;   // [kSummers] for sums over the team
   uint32_t* num_bins;  // one word
   SiteQueue queue;
 };
@@ -196,7 +201,7 @@ CAST_HOST_DEVICE inline void lay_out_small(const ParallelPlan& plan, Arena& aren
   state->inverse = arena.take<float>(labels);
   state->factors = arena.take<float>(512);
   state->lengths = arena.take<uint32_t>(4 * kMaxSweeps);
-  state->partial = arena.take<uint32_t>(kMaxTeam);
+  state->partial = arena.take<uint32_t>(kSummers);
   state->num_bins = arena.take<uint32_t>(1);
 }
 

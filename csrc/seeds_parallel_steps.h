@@ -222,10 +222,11 @@ CAST_HOST_DEVICE inline void find_cells(const Team& team, const ParallelPlan& pl
 }
 
 // decide_cell of seeds_phases.h, with the sums shared by a warp.
-template <class Sum, class Warp, class State>
+template <class Warp, class State>
 CAST_HOST_DEVICE inline uint32_t best_direction(const Warp& warp, const ParallelPlan& plan, const State& state,
                                                 const SeedsCells<typename State::Label>& cells, int grid, int x, int y,
                                                 uint32_t candidates) {
+  using Sum = SumOf<typename State::Count>;
   const typename State::Label* const site = cells.labels + y * cells.label_stride + x;
   const uint32_t num_bins = *state.num_bins;
   const uint32_t size = cell_size(cells, x, y);
@@ -261,7 +262,7 @@ CAST_HOST_DEVICE inline uint32_t best_direction(const Warp& warp, const Parallel
   return to;
 }
 
-template <class Sum, class Team, class State>
+template <class Team, class State>
 CAST_HOST_DEVICE inline void decide_cells(const Team& team, const ParallelPlan& plan, const State& state,
                                           const Phase& phase) {
   const int grid = plan.sweeps[phase.sweep].kind;
@@ -271,7 +272,7 @@ CAST_HOST_DEVICE inline void decide_cells(const Team& team, const ParallelPlan& 
     const uint32_t site = state.queue.get(i);
     const int x = site_x(site);
     const int y = site_y(site);
-    const uint32_t to = best_direction<Sum>(warp, plan, state, cells, grid, x, y, site_code(site));
+    const uint32_t to = best_direction(warp, plan, state, cells, grid, x, y, site_code(site));
     warp.sync();
     if (warp.rank() == 0) state.queue.set(i, site_of(x, y, to));
   });
@@ -400,14 +401,14 @@ CAST_HOST_DEVICE inline void move_pixels(const Team& team, const ParallelPlan& p
   }
 }
 
-// Labels [ceil(H / stride), ceil(W / stride)], those of every stride-th row and column.
+// The labels of every stride-th pixel of every stride-th row.
 template <class Team, class State>
 CAST_HOST_DEVICE inline void write_labels(const Team& team, const ParallelPlan& plan, const State& state, int stride,
                                           int32_t* labels) {
   const auto pixels = pixel_state(plan, state);
-  const int columns = (plan.width + stride - 1) / stride;
-  const int rows = (plan.height + stride - 1) / stride;
-  for (int i = team.rank(); i < columns * rows; i += team.size()) {
+  const LabelGrid grid(plan.height, plan.width, stride);
+  const int columns = static_cast<int>(grid.columns);
+  for (int i = team.rank(); i < grid.size(); i += team.size()) {
     const int y = i / columns;
     labels[i] = pixels.labels[y * stride * pixels.label_stride + (i - y * columns) * stride];
   }

@@ -28,8 +28,8 @@ CAST_HOST_DEVICE inline void fill_dense(Team& team, const ParallelPlan& plan, co
   team.barrier();
 }
 
-// After start_image: the labels of all pixels, in state.labels. Sum as in seeds_phases.h.
-template <class Sum, class Team, class State>
+// After start_image: the labels of all pixels, in state.labels.
+template <class Team, class State>
 CAST_HOST_DEVICE inline void label_image(Team& team, const ParallelPlan& plan, const State& state) {
   index_bins(team, plan, state);
   team.barrier();
@@ -48,7 +48,7 @@ CAST_HOST_DEVICE inline void label_image(Team& team, const ParallelPlan& plan, c
       const Phase phase{sweep, number};
       find_cells(team, plan, state, phase);
       team.barrier();
-      decide_cells<Sum>(team, plan, state, phase);
+      decide_cells(team, plan, state, phase);
       team.barrier();
       move_cells(team, plan, state, phase);
       team.barrier();

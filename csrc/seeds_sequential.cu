@@ -15,15 +15,14 @@ constexpr size_t kWorkspace = size_t{2} << 30;  // bytes, unless a single image 
 
 __device__ const LabTables device_tables;
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     seeds_sequential_kernel(const __grid_constant__ SequentialPlan plan, const __grid_constant__ SeedsBatch images,
                             int32_t* labels, int stride, char* workspace, size_t slot_bytes) {
   __shared__ SequentialScratch scratch;
   BlockTeam<kThreads> team;
   SequentialState state;
   lay_out(plan, workspace + blockIdx.x * slot_bytes, &state);
-  const int64_t size =
-      static_cast<int64_t>((plan.height + stride - 1) / stride) * ((plan.width + stride - 1) / stride);
+  const int64_t size = LabelGrid(plan.height, plan.width, stride).size();
   for (int64_t i = blockIdx.x; i < images.batch; i += gridDim.x) {
     seeds_sequential_image(team, plan, state, scratch, device_tables, images.image(i), labels + i * size, stride);
   }

@@ -53,7 +53,7 @@ struct SequentialState {
 
 // Shared by the team, in the fastest memory there is.
 struct SequentialScratch {
-  uint32_t partial[kMaxTeam];
+  uint32_t partial[kSummers];
   uint32_t labels[32];  // of the pairs that the warp has at hand
   uint32_t positions[32];
   float from[32], to[32];  // products of a chunk of bins, see confidence

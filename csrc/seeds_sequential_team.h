@@ -289,7 +289,8 @@ CAST_HOST_DEVICE inline uint32_t list_pairs(Team& team, const SequentialState& s
                                             SequentialScratch& scratch) {
   const auto warp = team.warp();
   uint32_t total = 0;
-  for (const bool count_only : {true, false}) {
+  for (int pass = 0; pass < 2; ++pass) {
+    const bool count_only = pass == 0;
     for (int line = 1 + warp.index(); line < plane.rows - 1; line += warp.count()) {
       const int start = line * plane.columns;
       uint32_t at = count_only ? 0 : state.line_start[line - 1];
@@ -479,7 +480,7 @@ CAST_HOST_DEVICE inline void start_pixels(Team& team, const SequentialPlan& plan
   team.barrier();
 }
 
-// 5. One image: labels [ceil(H / stride), ceil(W / stride)], those of every stride-th row and column.
+// 5. One image: the labels of every stride-th pixel of every stride-th row.
 template <class Team>
 CAST_HOST_DEVICE inline void seeds_sequential_image(Team& team, const SequentialPlan& plan,
                                                     const SequentialState& state, SequentialScratch& scratch,
@@ -498,9 +499,9 @@ CAST_HOST_DEVICE inline void seeds_sequential_image(Team& team, const Sequential
       i % 2 == 0 ? iterate<true, false>(team, plan, state, scratch) : iterate<false, false>(team, plan, state, scratch);
     }
   }
-  const int columns = (plan.width + stride - 1) / stride;
-  const int rows = (plan.height + stride - 1) / stride;
-  for (int i = team.rank(); i < columns * rows; i += team.size()) {
+  const LabelGrid grid(plan.height, plan.width, stride);
+  const int columns = static_cast<int>(grid.columns);
+  for (int i = team.rank(); i < grid.size(); i += team.size()) {
     const int y = i / columns;
     labels[i] = state.image.labels[y * stride * plan.width + (i - y * columns) * stride];
   }

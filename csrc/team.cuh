@@ -1,6 +1,7 @@
 // Teams of the GPU, see team.h. Blocks are one-dimensional, of whole warps.
 #pragma once
 
+#include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -37,21 +38,19 @@ struct BlockTeam {
   __device__ DeviceWarp warp() const { return {static_cast<int>(threadIdx.x / 32), kThreads / 32}; }
 };
 
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 // The blocks of a cluster, one-dimensional, too. Its barrier orders global memory, as does that of a block.
 template <int kBlocks, int kThreads>
 struct ClusterTeam {
-  __device__ int block() const {
-    uint32_t rank;
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return static_cast<int>(rank);
-  }
+  __device__ int block() const { return static_cast<int>(cooperative_groups::this_cluster().block_rank()); }
   __device__ int rank() const { return block() * kThreads + static_cast<int>(threadIdx.x); }
   __device__ static constexpr int size() { return kBlocks * kThreads; }
   __device__ void barrier() const {
-    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+    cooperative_groups::this_cluster().sync();
   }
   __device__ DeviceWarp warp() const { return {rank() / 32, size() / 32}; }
 };
+#endif
 
 // The blocks gridDim.x of a launch; its end is their barrier.
 struct GridTeam {

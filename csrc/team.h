@@ -13,7 +13,6 @@
 
 namespace cast_kernels {
 
-constexpr int kMaxTeam = 1024;  // threads
 constexpr int kMaxTeamSide = 8191;                    // pixels of an image: 13 bits
 constexpr int64_t kMaxTeamPixels = int64_t{1} << 24;  // in all: floats hold every count
 
@@ -102,21 +101,24 @@ struct OneThread {
   }
 };
 
-// values[i] becomes the sum of those before it; returns the sum of all. `partial` holds kMaxTeam words that the team
+constexpr int kSummers = 32;  // threads that a sum over the team is shared by
+
+// values[i] becomes the sum of those before it; returns the sum of all. `partial` holds kSummers words that the team
 // shares. Begins and ends with a barrier.
 template <class Team>
 CAST_HOST_DEVICE inline uint32_t exclusive_sum(Team& team, uint32_t* values, int count, uint32_t* partial) {
-  const int share = (count + team.size() - 1) / team.size();
+  const int summers = team.size() < kSummers ? team.size() : kSummers;
+  const int share = (count + summers - 1) / summers;
   const int begin = share * team.rank() < count ? share * team.rank() : count;
   const int end = begin + share < count ? begin + share : count;
   team.barrier();
   uint32_t sum = 0;
   for (int i = begin; i < end; ++i) sum += values[i];
-  partial[team.rank()] = sum;
+  if (team.rank() < summers) partial[team.rank()] = sum;
   team.barrier();
   uint32_t before = 0;
   uint32_t total = 0;
-  for (int rank = 0; rank < team.size(); ++rank) {
+  for (int rank = 0; rank < summers; ++rank) {
     if (rank == team.rank()) before = total;
     total += partial[rank];
   }

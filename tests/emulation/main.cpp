@@ -116,7 +116,7 @@ struct ParallelCase {
 };
 
 // As a block does it: small arrays, labels and histogram near; or, of many bins, bins and histogram far.
-template <class Bin, class Sum>
+template <class Bin>
 void run_block(const ParallelCase& c, int threads) {
   using State = ck::ParallelState<uint8_t, Bin, uint16_t>;
   if (c.plan.num_labels > 255 || c.schedule.most_pixels > 65535) return;
@@ -140,7 +140,7 @@ void run_block(const ParallelCase& c, int threads) {
     const bool few = sizeof(Bin) == 2 || bins <= 256;
     if (team.rank() == 0) fits = few;
     if (!few) return;
-    ck::label_image<Sum>(team, c.plan, state);
+    ck::label_image(team, c.plan, state);
     ck::write_labels(team, c.plan, state, c.request.stride, labels.data());
   });
   if (fits) compare(c.name(sizeof(Bin) == 1 ? "block" : "block, many bins", threads), labels, c.expected);
@@ -155,7 +155,7 @@ void run_cluster(const ParallelCase& c, int threads) {
   std::vector<int32_t> labels = c.output();
   run_team(threads, [&](auto& team) {
     ck::start_image(team, c.plan, state, ck::kLabTables, c.picture.batch().image(0));
-    ck::label_image<uint64_t>(team, c.plan, state);
+    ck::label_image(team, c.plan, state);
     ck::write_labels(team, c.plan, state, c.request.stride, labels.data());
   });
   compare(c.name("cluster", threads), labels, c.expected);
@@ -185,8 +185,8 @@ void run_grid(const ParallelCase& c, int threads) {
 void run_parallel(const Picture& picture, const Request& request, const std::vector<int>& teams) {
   const ParallelCase c(picture, request);
   for (const int threads : teams) {
-    run_block<uint8_t, uint32_t>(c, threads);
-    run_block<uint16_t, uint32_t>(c, threads);
+    run_block<uint8_t>(c, threads);
+    run_block<uint16_t>(c, threads);
     run_cluster<uint16_t>(c, threads);
     run_cluster<uint32_t>(c, threads);
     run_grid<uint16_t>(c, threads);
@@ -203,7 +203,7 @@ struct SequentialRequest {
 void run_sequential(const Picture& picture, const SequentialRequest& request, const std::vector<int>& teams) {
   const ck::SeedsGrid grid = ck::seeds_grid(picture.height, picture.width, request.superpixels, request.levels);
   std::vector<int32_t> expected(static_cast<size_t>(picture.height) * picture.width);
-  ck::SeedsSequential(grid, request.options, ck::seeds_pixels_scalar).run(picture.batch().image(0), expected.data());
+  ck::SeedsSequential(grid, request.options, ck::seeds_pixels_scalar).run(picture.batch().image(0), expected.data(), 1);
   const ck::SequentialPlan plan = ck::sequential_plan(grid, request.options);
   for (const int threads : teams) {
     ck::SequentialState state{};
