@@ -59,9 +59,9 @@ class Table:
             with path.open(newline="") as file:
                 self.rows = list(csv.DictReader(file))
 
-    def add(self, row: dict[str, object]) -> None:
-        """Append a row and save."""
-        self.rows.append(row)
+    def add(self, *rows: dict[str, object]) -> None:
+        """Append rows and save."""
+        self.rows.extend(rows)
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")

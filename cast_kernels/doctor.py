@@ -22,7 +22,7 @@ from cast_kernels import (
 )
 from cast_kernels._version import __version__
 from cast_kernels.rgb_to_lab import rgb_to_lab_ref
-from cast_kernels.seeds_golden import SEEDS_GOLDEN, SEEDS_GOLDEN_SIZE
+from cast_kernels.seeds_golden import SEEDS_GOLDEN, SEEDS_GOLDEN_SIZE, SEEDS_PARALLEL_GOLDEN
 from cast_kernels.segment_mean import MAX_SEGMENTS
 
 
@@ -98,7 +98,7 @@ def _seeds_backend(device: str) -> tuple[str, str]:
     info = _ext.load().build_info()
     if device == "cpu":
         return f"C++, {info['simd_used']}", f"the best of {', '.join(info['simd'])} that this CPU has"
-    return "C++ on the host", 'order="sequential" has no CUDA version: the images are copied to the host and back'
+    return "C++ on the host", "it has no CUDA version: the images are copied to the host and back"
 
 
 def _lab_backend(device: str) -> tuple[str, str]:
@@ -131,10 +131,14 @@ def _random(*shape: int, device: str) -> torch.Tensor:
 
 def _check_seeds(device: str) -> str | None:
     image = testing.synthetic_image(*SEEDS_GOLDEN_SIZE).to(device)
-    for options, expected in SEEDS_GOLDEN.items():
-        found = testing.checksum(seeds(image, **dict(options)))
-        if found != expected:
-            return f"labels of the synthetic image for {dict(options)} have crc32 {found:08x}, expected {expected:08x}"
+    for order, golden in (("parallel", SEEDS_PARALLEL_GOLDEN), ("sequential", SEEDS_GOLDEN)):
+        for options, expected in golden.items():
+            found = testing.checksum(seeds(image, order=order, **dict(options)))
+            if found != expected:
+                return (
+                    f"{order} labels of the synthetic image for {dict(options)} have crc32 {found:08x}, "
+                    f"expected {expected:08x}"
+                )
     return None
 
 

@@ -10,7 +10,6 @@
 #include "seeds_phases.h"
 #include "seeds_schedule.h"
 #include "seeds_sweep.h"
-#include "sparse_counter.h"
 #include "threads.h"
 
 namespace cast_kernels {
@@ -62,7 +61,7 @@ class SeedsTeam {
     std::vector<uint8_t> directions;
     std::vector<uint32_t> sites;
     std::vector<uint16_t> used;
-    SparseCounter counter;
+    std::vector<uint32_t> counts;  // [bins] zeros between two cells
     std::vector<CellEntry> entries;
     std::vector<CellMove> cell_moves;
     std::vector<PixelMove> pixel_moves;
