@@ -8,12 +8,13 @@
 
 namespace cast_kernels {
 
-// Call after each launch: a refused launch (no driver, no code for this GPU, bad grid) becomes a readable error.
-inline void check_launch(const char* op) {
-  const cudaError_t error = cudaGetLastError();
+inline void check(cudaError_t error, const char* op) {
   if (error != cudaSuccess) {
     throw std::runtime_error(std::string(op) + ": CUDA launch failed: " + cudaGetErrorString(error));
   }
 }
+
+// Call after each launch: a refused launch (no driver, no code for this GPU, bad grid) becomes a readable error.
+inline void check_launch(const char* op) { check(cudaGetLastError(), op); }
 
 }  // namespace cast_kernels

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "host_device.h"
+
 namespace cast_kernels {
 
 struct SeedsImage {
@@ -17,16 +19,18 @@ struct SeedsBatch {
   int64_t batch, height, width;
   int64_t image_stride, row_stride, column_stride, channel_stride;
 
-  SeedsImage image(int64_t i) const { return {pixels + i * image_stride, row_stride, column_stride, channel_stride}; }
+  CAST_HOST_DEVICE SeedsImage image(int64_t i) const {
+    return {pixels + i * image_stride, row_stride, column_stride, channel_stride};
+  }
 };
 
 // Labels are written for the top left pixels of all stride x stride squares of an image: [rows, columns] of them.
 struct LabelGrid {
   int64_t stride, rows, columns;
 
-  LabelGrid(int64_t height, int64_t width, int64_t step)
+  CAST_HOST_DEVICE LabelGrid(int64_t height, int64_t width, int64_t step)
       : stride(step), rows((height + step - 1) / step), columns((width + step - 1) / step) {}
-  int64_t size() const { return rows * columns; }
+  CAST_HOST_DEVICE int64_t size() const { return rows * columns; }
 };
 
 struct SeedsColours {

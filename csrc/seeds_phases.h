@@ -209,12 +209,13 @@ CAST_HOST_DEVICE inline bool is_greater(const CellShare<uint32_t>& a, const Cell
   return static_cast<uint64_t>(a.sum) * b.total > static_cast<uint64_t>(b.sum) * a.total;
 }
 
-// Sums up to 2^60: their products with a total would not fit, those of the remainders do.
+// The products have up to 96 bits: they are compared in two parts.
 CAST_HOST_DEVICE inline bool is_greater(const CellShare<uint64_t>& a, const CellShare<uint64_t>& b) {
-  const uint64_t whole_a = a.sum / a.total;
-  const uint64_t whole_b = b.sum / b.total;
-  if (whole_a != whole_b) return whole_a > whole_b;
-  return (a.sum - whole_a * a.total) * b.total > (b.sum - whole_b * b.total) * a.total;
+  const uint64_t low_a = (a.sum & 0xffffffffu) * b.total;
+  const uint64_t low_b = (b.sum & 0xffffffffu) * a.total;
+  const uint64_t high_a = (a.sum >> 32) * b.total + (low_a >> 32);
+  const uint64_t high_b = (b.sum >> 32) * a.total + (low_b >> 32);
+  return high_a != high_b ? high_a > high_b : (low_a & 0xffffffffu) > (low_b & 0xffffffffu);
 }
 
 template <class Label>

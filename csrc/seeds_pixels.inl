@@ -8,25 +8,15 @@
 //   template <bool kForward, bool kSquareTotals> int decide(const Pair& pair)
 //     decides on a pair and applies its move, see there..
 
-// The window of a pair (p, q) of neighbours in a row: p and q are its pixels (1, 1) and (1, 2).
-constexpr uint32_t kCounted = 0x0f9f;          // horizontal sweep: the three rows around the pair, without the pair
-constexpr uint32_t kCountedVertical = 0x699f;  // vertical sweep, transposed: OpenCV's window, see vertical_wrap
+#include "seeds_window.inl"
 
 struct LinkTable {
-  // Which of p (bit 0) and q (bit 1) may leave a label, by the 12 bits of that label in the first three window rows.
   uint8_t may_leave[4096];
 
   constexpr LinkTable() : may_leave() {
-    for (unsigned window = 0; window < 4096; ++window) {
-      const bool p = keeps_links(window >> 4 & 1, window >> 1 & 1, window >> 9 & 1, window & 1, window >> 8 & 1);
-      const bool q = keeps_links(window >> 7 & 1, window >> 2 & 1, window >> 10 & 1, window >> 3 & 1, window >> 11 & 1);
-      may_leave[window] = static_cast<uint8_t>((p ? 1 : 0) | (q ? 2 : 0));
+    for (uint32_t window = 0; window < 4096; ++window) {
+      may_leave[window] = static_cast<uint8_t>(window_may_leave(window));
     }
-  }
-
-  // Of the neighbours on the side away from the other label: is each still linked to the rest without the pixel?
-  static constexpr bool keeps_links(bool far, bool up, bool down, bool far_up, bool far_down) {
-    return !((!far && up && down) || (!far_up && up && far) || (!far_down && down && far));
   }
 };
 
@@ -40,21 +30,6 @@ inline uint32_t describe_window(const uint16_t* p, int64_t stride, uint32_t coun
   const uint32_t may_leave = (kLinks.may_leave[a & 0xfff] & 1u) | (kLinks.may_leave[b & 0xfff] & 2u);
   return may_leave << 8 | popcount(a & counted) << 4 | popcount(b & counted);
 }
-
-// (count of the own label / count of the other one) ^ (2 ^ (prior - 1))
-struct PowerTable {
-  float power[16][16];
-
-  explicit PowerTable(int prior) {
-    for (int own = 0; own < 16; ++own) {
-      for (int other = 0; other < 16; ++other) {
-        float ratio = other == 0 ? 1.0f : static_cast<float>(own) / static_cast<float>(other);
-        for (int i = 1; i < prior; ++i) ratio *= ratio;
-        power[own][other] = prior == 0 ? 1.0f : ratio;
-      }
-    }
-  }
-};
 
 // For each description of a window the factor by which staying is more likely than moving, for p and for q. NaN, with
 // which no comparison holds, where the move is forbidden: the pixel may not leave, or the one tried first may not.

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "host_device.h"
 #include "seeds_pixels.h"
 
 namespace cast_kernels {

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "host_device.h"
 #include "seeds_pixels.h"
 
 // The search for boundaries alone gains by AVX-512, so it alone is compiled for it: with the flags for the whole file

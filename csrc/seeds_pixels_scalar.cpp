@@ -1,6 +1,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "host_device.h"
 #include "seeds_pixels.h"
 
 namespace cast_kernels {

@@ -1,0 +1,43 @@
+#include <algorithm>
+
+#include "seeds_parallel.cuh"
+
+namespace cast_kernels {
+namespace {
+
+int attribute(cudaDeviceAttr name, int device) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, name, device), "seeds");
+  return value;
+}
+
+}  // namespace
+
+DeviceLimits device_limits() {
+  int device = 0;
+  check(cudaGetDevice(&device), "seeds");
+  return {attribute(cudaDevAttrMultiProcessorCount, device),
+          static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device)),
+          attribute(cudaDevAttrClusterLaunch, device) != 0 && has_cluster_code()};
+}
+
+size_t seeds_parallel_cuda_bytes(const ParallelLaunch& launch) { return launch.slots * launch.slot_bytes; }
+
+void seeds_parallel_cuda(const SeedsBatch& images, int32_t* labels, const ParallelPlan& plan,
+                         const ParallelLaunch& launch, int64_t stride, char* workspace, uintptr_t stream_handle) {
+  const auto stream = reinterpret_cast<cudaStream_t>(stream_handle);
+  const SeedsOutput output{labels, static_cast<int>(stride)};
+  if (launch.driver == SeedsDriver::block) {
+    if (images.batch > 0) launch_block(images, output, plan, launch, workspace, stream);  // no empty grid
+    return;
+  }
+  const auto run = launch.driver == SeedsDriver::cluster ? launch_cluster : launch_grid;
+  for (int64_t first = 0; first < images.batch; first += launch.slots) {
+    SeedsBatch some = images;
+    some.pixels = images.pixels + first * images.image_stride;
+    some.batch = std::min<int64_t>(images.batch - first, launch.slots);
+    run(some, {output.image(plan, first), output.stride}, plan, launch, workspace, stream);
+  }
+}
+
+}  // namespace cast_kernels

@@ -1,0 +1,105 @@
+// The parallel order of SEEDS as a list of launches: one for each step, over all images of a batch, for teams that have
+// no barrier but the end of a launch.
+#pragma once
+
+#include "seeds_parallel_steps.h"
+
+namespace cast_kernels {
+
+enum class GridStep {
+  reset,
+  quantise,
+  number_bins,  // by a team with a barrier for each image
+  index_bins,
+  clear_dense,
+  count_dense,
+  start_labels,
+  refine,
+  find_cells,
+  decide_cells,
+  move_cells,
+  spread_labels,
+  find_pixels,
+  decide_pixels,
+  move_pixels,
+  write_labels,
+};
+
+template <GridStep step>
+struct GridStepTag {
+  static constexpr GridStep value = step;
+};
+
+// What else a step needs to know; what it does not need is zero.
+struct GridArguments {
+  Phase phase;
+  int grid;
+  int stride;
+};
+
+// Calls launch(GridStepTag, GridArguments) for every step in order.
+template <class Launch>
+inline void launch_grid_steps(const ParallelPlan& plan, int stride, Launch launch) {
+  const auto fill_dense = [&](int grid) {
+    if (!plan.is_dense(grid)) return;
+    launch(GridStepTag<GridStep::clear_dense>{}, GridArguments{{}, grid, 0});
+    launch(GridStepTag<GridStep::count_dense>{}, GridArguments{{}, grid, 0});
+  };
+  launch(GridStepTag<GridStep::reset>{}, GridArguments{});
+  launch(GridStepTag<GridStep::quantise>{}, GridArguments{});
+  launch(GridStepTag<GridStep::number_bins>{}, GridArguments{});
+  launch(GridStepTag<GridStep::index_bins>{}, GridArguments{});
+  fill_dense(0);
+  launch(GridStepTag<GridStep::start_labels>{}, GridArguments{});
+  int grid = 0;
+  int sweep = 0;
+  for (; sweep < plan.num_sweeps && !plan.of_pixels(sweep); ++sweep) {
+    while (grid < plan.sweeps[sweep].kind) {
+      launch(GridStepTag<GridStep::refine>{}, GridArguments{{}, ++grid, 0});
+      fill_dense(grid);
+    }
+    for (int number = 0; number < kPhases; ++number) {
+      const GridArguments arguments{{sweep, number}, grid, 0};
+      launch(GridStepTag<GridStep::find_cells>{}, arguments);
+      launch(GridStepTag<GridStep::decide_cells>{}, arguments);
+      launch(GridStepTag<GridStep::move_cells>{}, arguments);
+    }
+  }
+  launch(GridStepTag<GridStep::spread_labels>{}, GridArguments{{}, grid, 0});
+  for (; sweep < plan.num_sweeps; ++sweep) {
+    for (int number = 0; number < kPhases; ++number) {
+      const GridArguments arguments{{sweep, number}, 0, 0};
+      launch(GridStepTag<GridStep::find_pixels>{}, arguments);
+      launch(GridStepTag<GridStep::decide_pixels>{}, arguments);
+      launch(GridStepTag<GridStep::move_pixels>{}, arguments);
+    }
+  }
+  launch(GridStepTag<GridStep::write_labels>{}, GridArguments{{}, 0, stride});
+}
+
+// One step on one image; all but number_bins.
+template <GridStep step, class Team, class State>
+CAST_HOST_DEVICE inline void run_grid_step(const Team& team, const ParallelPlan& plan, const State& state,
+                                           const LabTables& tables, const SeedsImage& image, int32_t* labels,
+                                           const GridArguments& arguments) {
+  (void)tables, (void)image, (void)labels, (void)arguments;  // most steps need none of them
+  if constexpr (step == GridStep::reset) reset(team, plan, state);
+  if constexpr (step == GridStep::quantise) {
+    quantise(team, tables, image, plan.width, plan.height, plan.bins, plan.lab, state.used, state.joint);
+  }
+  if constexpr (step == GridStep::index_bins) index_bins(team, plan, state);
+  if constexpr (step == GridStep::clear_dense) clear_dense(team, plan, state, arguments.grid);
+  if constexpr (step == GridStep::count_dense) count_dense(team, plan, state, arguments.grid);
+  if constexpr (step == GridStep::start_labels) start_labels(team, plan, state);
+  if constexpr (step == GridStep::refine) refine(team, plan, state, arguments.grid);
+  if constexpr (step == GridStep::find_cells) find_cells(team, plan, state, arguments.phase);
+  if constexpr (step == GridStep::decide_cells) decide_cells(team, plan, state, arguments.phase);
+  if constexpr (step == GridStep::move_cells) move_cells(team, plan, state, arguments.phase);
+  if constexpr (step == GridStep::spread_labels) spread_labels(team, plan, state, arguments.grid);
+  if constexpr (step == GridStep::find_pixels) find_pixels(team, plan, state, arguments.phase);
+  if constexpr (step == GridStep::decide_pixels) decide_pixels(team, plan, state, arguments.phase);
+  if constexpr (step == GridStep::move_pixels) move_pixels(team, plan, state, arguments.phase);
+  if constexpr (step == GridStep::write_labels) write_labels(team, plan, state, arguments.stride, labels);
+}
+
+}  // namespace cast_kernels

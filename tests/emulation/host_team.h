@@ -1,0 +1,120 @@
+// A team of real threads, with what csrc/team.h asks of one: the GPU's code, run by the CPU.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <thread>
+#include <vector>
+
+namespace emulation {
+
+class Barrier {
+ public:
+  explicit Barrier(int threads) : threads_(threads) {}
+
+  void wait() {
+    const uint32_t turn = turn_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
+      arrived_.store(0, std::memory_order_relaxed);
+      turn_.store(turn + 1, std::memory_order_release);
+      return;
+    }
+    while (turn_.load(std::memory_order_acquire) == turn) std::this_thread::yield();
+  }
+
+ private:
+  const int threads_;
+  std::atomic<int> arrived_{0};
+  std::atomic<uint32_t> turn_{0};
+};
+
+constexpr int kWarp = 32;
+
+// What the threads of one warp share.
+struct WarpRoom {
+  explicit WarpRoom(int threads) : barrier(threads) {}
+  Barrier barrier;
+  uint64_t values[2][kWarp];  // of this exchange, and of the next one
+  int turn[kWarp] = {};
+};
+
+class HostWarp {
+ public:
+  HostWarp(WarpRoom& room, int rank, int size, int index, int count)
+      : room_(&room), rank_(rank), size_(size), index_(index), count_(count) {}
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+  int index() const { return index_; }
+  int count() const { return count_; }
+  void sync() const { room_->barrier.wait(); }
+
+  uint32_t ballot(bool bit) const { return match_of(exchange(bit ? 1 : 0), 1); }
+  uint32_t match(uint32_t word) const { return match_of(exchange(word), word); }
+  uint32_t take(uint32_t word, int rank) const { return static_cast<uint32_t>(exchange(word)[rank]); }
+  template <class Value>
+  Value sum(Value value) const {
+    const uint64_t* const values = exchange(value);
+    Value total = 0;
+    for (int i = 0; i < size_; ++i) total += static_cast<Value>(values[i]);
+    return total;
+  }
+
+ private:
+  // The values of all. They stay until the next exchange but one, which no thread begins before all have begun the next.
+  const uint64_t* exchange(uint64_t value) const {
+    uint64_t* const values = room_->values[room_->turn[rank_]++ % 2];
+    values[rank_] = value;
+    room_->barrier.wait();
+    return values;
+  }
+
+  uint32_t match_of(const uint64_t* values, uint64_t wanted) const {
+    uint32_t ranks = 0;
+    for (int i = 0; i < size_; ++i) ranks |= static_cast<uint32_t>(values[i] == wanted) << i;
+    return ranks;
+  }
+
+  WarpRoom* room_;
+  int rank_, size_, index_, count_;
+};
+
+class HostTeam {
+ public:
+  HostTeam(Barrier& barrier, WarpRoom& room, int rank, int size)
+      : barrier_(&barrier), room_(&room), rank_(rank), size_(size) {}
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+  void barrier() const { barrier_->wait(); }
+  HostWarp warp() const {
+    const int index = rank_ / kWarp;
+    const int last = (size_ - 1) / kWarp;
+    const int threads = index < last ? kWarp : size_ - last * kWarp;
+    return {*room_, rank_ % kWarp, threads, index, last + 1};
+  }
+
+ private:
+  Barrier* barrier_;
+  WarpRoom* room_;
+  int rank_, size_;
+};
+
+// Calls work(team) on `size` threads, once for each of them.
+template <class Work>
+void run_team(int size, Work work) {
+  Barrier barrier(size);
+  std::vector<std::unique_ptr<WarpRoom>> rooms;
+  for (int first = 0; first < size; first += kWarp) {
+    rooms.push_back(std::make_unique<WarpRoom>(size - first < kWarp ? size - first : kWarp));
+  }
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < size; ++rank) {
+    threads.emplace_back([&, rank] {
+      HostTeam team(barrier, *rooms[rank / kWarp], rank, size);
+      work(team);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+}  // namespace emulation

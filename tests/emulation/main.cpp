@@ -1,0 +1,287 @@
+// Runs the GPU's code for SEEDS on threads of the CPU and compares every label with the CPU's own drivers.
+//
+//   emulation parallel|sequential|race THREADS...
+//
+// Exits with 1 and a line for each difference. THREADS are sizes of teams.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "host_team.h"
+#include "seeds_literal.h"
+#include "seeds_parallel_grid.h"
+#include "seeds_parallel_team.h"
+#include "seeds_plans.h"
+#include "seeds_sequential_team.h"
+
+namespace ck = cast_kernels;
+using emulation::run_team;
+
+namespace {
+
+int failures = 0;
+int runs = 0;
+
+// Images
+struct Picture {
+  std::string name;
+  int height, width;
+  std::vector<uint8_t> pixels;  // [H, W, 3]
+
+  ck::SeedsBatch batch() const { return {pixels.data(), 1, height, width, 0, 3 * width, 3, 1}; }
+};
+
+Picture picture(const std::string& name, int height, int width) {
+  Picture made{name, height, width, std::vector<uint8_t>(static_cast<size_t>(3) * height * width)};
+  std::mt19937 random(7);
+  for (int y = 0; y < height; ++y) {
+    for (int x = 0; x < width; ++x) {
+      for (int c = 0; c < 3; ++c) {
+        const int grain = static_cast<int>(random());
+        int value = 90;  // constant
+        if (name == "noise") value = grain & 255;
+        if (name == "two colours") value = (grain >> 4 & 1) * 255;
+        if (name == "gradient") value = (c == 0 ? x * 255 / width : c == 1 ? y * 255 / height : (x + y) * 2 % 256);
+        if (name == "photo") {
+          const double wave = std::sin(0.11 * x + c) * std::cos(0.07 * y * (c + 1)) + (std::hypot(x - 20.0, y - 25.0) < 18);
+          value = static_cast<int>(110 + 60 * wave) + (grain & 15);
+        }
+        made.pixels[(static_cast<size_t>(y) * width + x) * 3 + c] = static_cast<uint8_t>(value < 0 ? 0 : value & 255);
+      }
+    }
+  }
+  return made;
+}
+
+// Memory that is filled with a pattern, so that reading what nothing wrote is noticed.
+class Memory {
+ public:
+  explicit Memory(size_t bytes) : bytes_(bytes, '\xab') {}
+  char* data() { return bytes_.data(); }
+
+ private:
+  std::vector<char> bytes_;
+};
+
+void compare(const std::string& what, const std::vector<int32_t>& found, const std::vector<int32_t>& expected) {
+  ++runs;
+  size_t different = 0;
+  for (size_t i = 0; i < expected.size(); ++i) different += found[i] != expected[i];
+  if (different == 0) return;
+  ++failures;
+  std::printf("%s: %zu of %zu labels differ\n", what.c_str(), different, expected.size());
+}
+
+// Parallel order
+struct Request {
+  int superpixels;
+  std::string quality;
+  ck::SeedsColours colours;
+  int stride;
+};
+
+struct ParallelCase {
+  const Picture& picture;
+  const Request& request;
+  ck::SeedsGrid grid;
+  ck::SeedsSchedule schedule;
+  ck::ParallelPlan plan;
+  std::vector<int32_t> expected;
+
+  ParallelCase(const Picture& p, const Request& r)
+      : picture(p),
+        request(r),
+        grid(ck::seeds_grid(p.height, p.width, r.superpixels, 1)),
+        schedule(ck::seeds_schedule(p.height, p.width, r.superpixels, ck::seeds_steps(r.quality))),
+        plan(ck::parallel_plan(grid, schedule, r.colours)),
+        expected(output()) {
+    ck::seeds_literal(p.batch(), expected.data(), schedule, r.colours, r.stride, 0);
+  }
+
+  std::vector<int32_t> output() const {
+    const int stride = request.stride;
+    return std::vector<int32_t>(((picture.height + stride - 1) / stride) * ((picture.width + stride - 1) / stride), -1);
+  }
+
+  std::string name(const std::string& driver, int threads) const {
+    return driver + ", " + std::to_string(threads) + " threads, " + picture.name + " " + std::to_string(picture.height) +
+           "x" + std::to_string(picture.width) + "/" + std::to_string(request.superpixels) + " " + request.quality +
+           ", " + std::to_string(request.colours.bins) + " bins";
+  }
+};
+
+// As a block does it: small arrays, labels and histogram near; or, of many bins, bins and histogram far.
+template <class Bin>
+void run_block(const ParallelCase& c, int threads) {
+  using State = ck::ParallelState<uint8_t, Bin, uint16_t>;
+  if (c.plan.num_labels > 255 || c.schedule.most_pixels > 65535) return;
+  State state{};
+  const auto lay_out = [&](char* base) {
+    ck::Arena arena(base);
+    ck::lay_out_small(c.plan, arena, &state);
+    uint32_t* const far = ck::lay_out_far(c.plan, arena, &state);
+    state.queue = ck::SiteQueue(arena.take<uint32_t>(16), 16, far);
+    state.labels = arena.take<uint8_t>(ck::num_framed_labels<uint8_t>(c.plan));
+    state.bins = sizeof(Bin) == 2 ? reinterpret_cast<Bin*>(state.joint) : arena.take<Bin>(c.plan.pixels());
+    state.histogram = arena.take<uint16_t>(static_cast<size_t>(c.plan.num_labels) * c.plan.max_bins + 1);
+    return arena.used();
+  };
+  Memory memory(lay_out(nullptr));
+  lay_out(memory.data());
+  std::vector<int32_t> labels = c.output();
+  bool fits = true;
+  run_team(threads, [&](auto& team) {
+    const uint32_t bins = ck::start_image(team, c.plan, state, ck::kLabTables, c.picture.batch().image(0));
+    const bool few = sizeof(Bin) == 2 || bins <= 256;
+    if (team.rank() == 0) fits = few;
+    if (!few) return;
+    ck::label_image(team, c.plan, state);
+    ck::write_labels(team, c.plan, state, c.request.stride, labels.data());
+  });
+  if (fits) compare(c.name(sizeof(Bin) == 1 ? "block" : "block, many bins", threads), labels, c.expected);
+}
+
+template <class Count>
+void run_cluster(const ParallelCase& c, int threads) {
+  if (sizeof(Count) == 2 && c.schedule.most_pixels > 65535) return;
+  ck::ParallelState<uint16_t, uint16_t, Count> state{};
+  Memory memory(ck::lay_out_all_far(c.plan, nullptr, &state));
+  ck::lay_out_all_far(c.plan, memory.data(), &state);
+  std::vector<int32_t> labels = c.output();
+  run_team(threads, [&](auto& team) {
+    ck::start_image(team, c.plan, state, ck::kLabTables, c.picture.batch().image(0));
+    ck::label_image(team, c.plan, state);
+    ck::write_labels(team, c.plan, state, c.request.stride, labels.data());
+  });
+  compare(c.name("cluster", threads), labels, c.expected);
+}
+
+template <class Count>
+void run_grid(const ParallelCase& c, int threads) {
+  if (sizeof(Count) == 2 && c.schedule.most_pixels > 65535) return;
+  ck::ParallelState<uint16_t, uint16_t, Count> state{};
+  Memory memory(ck::lay_out_all_far(c.plan, nullptr, &state));
+  ck::lay_out_all_far(c.plan, memory.data(), &state);
+  std::vector<int32_t> labels = c.output();
+  ck::launch_grid_steps(c.plan, c.request.stride, [&](auto tag, const ck::GridArguments& arguments) {
+    run_team(threads, [&](auto& team) {
+      if constexpr (tag.value == ck::GridStep::number_bins) {
+        const uint32_t bins = ck::number_bins(team, state.used, c.plan.bins, state.partial);
+        if (team.rank() == 0) *state.num_bins = bins;
+      } else {
+        ck::run_grid_step<tag.value>(team, c.plan, state, ck::kLabTables, c.picture.batch().image(0), labels.data(),
+                                     arguments);
+      }
+    });
+  });
+  compare(c.name("grid", threads), labels, c.expected);
+}
+
+void run_parallel(const Picture& picture, const Request& request, const std::vector<int>& teams) {
+  const ParallelCase c(picture, request);
+  for (const int threads : teams) {
+    run_block<uint8_t>(c, threads);
+    run_block<uint16_t>(c, threads);
+    run_cluster<uint16_t>(c, threads);
+    run_cluster<uint32_t>(c, threads);
+    run_grid<uint16_t>(c, threads);
+    if (threads == 1) run_grid<uint32_t>(c, threads);
+  }
+}
+
+// Sequential order
+struct SequentialRequest {
+  int superpixels, levels;
+  ck::SeedsOptions options;
+};
+
+void run_sequential(const Picture& picture, const SequentialRequest& request, const std::vector<int>& teams) {
+  const ck::SeedsGrid grid = ck::seeds_grid(picture.height, picture.width, request.superpixels, request.levels);
+  std::vector<int32_t> expected(static_cast<size_t>(picture.height) * picture.width);
+  ck::SeedsSequential(grid, request.options, ck::seeds_pixels_scalar).run(picture.batch().image(0), expected.data(), 1);
+  const ck::SequentialPlan plan = ck::sequential_plan(grid, request.options);
+  for (const int threads : teams) {
+    ck::SequentialState state{};
+    Memory memory(ck::lay_out(plan, nullptr, &state));
+    ck::lay_out(plan, memory.data(), &state);
+    ck::SequentialScratch scratch;
+    std::vector<int32_t> labels(expected.size(), -1);
+    run_team(threads, [&](auto& team) {
+      ck::seeds_sequential_image(team, plan, state, scratch, ck::kLabTables, picture.batch().image(0), labels.data(), 1);
+    });
+    compare("sequential, " + std::to_string(threads) + " threads, " + picture.name + " " +
+                std::to_string(picture.height) + "x" + std::to_string(picture.width) + "/" +
+                std::to_string(request.superpixels),
+            labels, expected);
+  }
+}
+
+const char* const kPictures[] = {"photo", "noise", "constant", "two colours", "gradient"};
+
+void all_parallel(const std::vector<int>& teams) {
+  std::vector<int> alone;
+  std::vector<int> many;
+  for (const int threads : teams) (threads == 1 ? alone : many).push_back(threads);
+  const Request requests[] = {{60, "best", {15, true}, 1}, {20, "fast", {5, true}, 4}, {60, "fast", {15, false}, 7}};
+  for (const char* const name : kPictures) {
+    for (const auto& [height, width] : {std::pair{64, 64}, {97, 131}, {41, 160}}) {
+      for (const Request& request : requests) run_parallel(picture(name, height, width), request, alone);
+    }
+    run_parallel(picture(name, 37, 50), {24, "fast", {15, true}, 2}, many);
+  }
+  run_parallel(picture("photo", 150, 210), {10, "best", {3, true}, 1}, alone);    // dense cells
+  run_parallel(picture("noise", 200, 200), {10, "fast", {40, false}, 1}, alone);  // thousands of bins
+  run_parallel(picture("photo", 300, 320), {1000, "fast", {15, true}, 8}, alone);  // 16-bit labels
+  run_parallel(picture("photo", 13, 13), {1, "best", {15, true}, 1}, teams);
+  run_parallel(picture("photo", 900, 840), {10, "fast", {8, true}, 1}, alone);  // more than 65,535 pixels a label
+  run_parallel(picture("gradient", 60, 90), {10, "fast", {2, false}, 1}, many);  // dense cells
+}
+
+void all_sequential(const std::vector<int>& teams) {
+  std::vector<int> alone;
+  std::vector<int> many;
+  for (const int threads : teams) (threads == 1 ? alone : many).push_back(threads);
+  const SequentialRequest requests[] = {
+      {60, 1, {15, 2, 20, false, true}}, {40, 3, {15, 0, 5, true, true}}, {90, 1, {15, 3, 8, false, false}},
+      {50, 4, {8, 5, 4, true, false}},   {100, 1, {1, 1, 4, false, true}}, {30, 1, {20, 4, 0, false, true}}};
+  for (const char* const name : kPictures) {
+    for (const auto& [height, width] : {std::pair{64, 63}, {97, 131}, {41, 160}}) {
+      for (const SequentialRequest& request : requests) run_sequential(picture(name, height, width), request, alone);
+    }
+  }
+  for (const char* const name : {"photo", "noise", "gradient"}) {
+    run_sequential(picture(name, 37, 50), {24, 1, {15, 2, 4, false, true}}, many);
+  }
+  run_sequential(picture("photo", 40, 33), {20, 2, {5, 1, 3, true, true}}, many);
+  // Blocks so large that the products of counts pass 2^24 and the order of OpenCV's sum may matter.
+  run_sequential(picture("noise", 1000, 1000), {10, 3, {15, 2, 1, false, false}}, alone);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string mode = argc > 1 ? argv[1] : "";
+  std::vector<int> teams;
+  for (int i = 2; i < argc; ++i) teams.push_back(std::atoi(argv[i]));
+  if (mode == "parallel") {
+    all_parallel(teams);
+  } else if (mode == "sequential") {
+    all_sequential(teams);
+  } else if (mode == "race") {
+    for (const char* const name : {"photo", "noise"}) {
+      run_parallel(picture(name, 29, 34), {16, "fast", {15, true}, 1}, teams);
+      run_sequential(picture(name, 29, 34), {16, 2, {15, 2, 3, true, true}}, teams);
+    }
+    run_parallel(picture("photo", 60, 90), {10, "fast", {2, false}, 1}, teams);  // dense cells
+  } else {
+    std::fprintf(stderr, "usage: emulation parallel|sequential|race THREADS...\n");
+    return 2;
+  }
+  std::printf("%d runs, %d differ\n", runs, failures);
+  return failures == 0 ? 0 : 1;
+}
