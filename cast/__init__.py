@@ -20,9 +20,9 @@ if TYPE_CHECKING:
         from_pretrained,
         list_models,
     )
+    from cast.superpixel_maps import Superpixels, superpixels
     from cast.timm_models import register_timm
     from cast.timm_patch import patch_timm, unpatch_timm
-    from cast.superpixel_maps import Superpixels, superpixels
     from cast_kernels import __version__
 
 __all__ = [

@@ -1,6 +1,5 @@
 """The forward pass of a patched vision transformer: timm's own, with pools between the blocks."""
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from cast.layers import PoolResult
 from cast.models import SuperpixelConfig
 from cast.models.features import take_indices
 from cast.models.inputs import check_count_covers, check_labels
-from cast_kernels import seeds, seeds_count, unpool
+from cast_kernels import seeds, unpool
 
 
 class PatchedOutput(NamedTuple):
@@ -247,13 +246,14 @@ class PooledVit(nn.Module):
         usual = self.patch_embed.img_size or (height, width)
         request = max(1, round(config.num_superpixels * height * width / (usual[0] * usual[1])))
         if num_segments is None:
-            num_segments = seeds_count(height, width, request, config.num_levels)
+            num_segments = config.count(height, width, request)
             if labels is not None:
                 check_count_covers(labels, num_segments)
         if labels is None:
             labels = seeds(
                 uint8_image(x.detach(), self.pretrained_cfg["mean"], self.pretrained_cfg["std"]),
-                **(dataclasses.asdict(config) | {"num_superpixels": request}),
+                request,
+                **config.options(),
             )
         return labels, num_segments
 

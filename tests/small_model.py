@@ -15,7 +15,7 @@ SMALL = CastConfig(
     num_heads=4,
     num_clusters=(16, 8, 4),
     num_classes=5,
-    superpixels=SuperpixelConfig(num_superpixels=25, iterations=4, bins=5),
+    superpixels=SuperpixelConfig(num_superpixels=25, bins=5, quality="fast"),
 )
 
 

@@ -19,9 +19,9 @@ from cast.models.registry import CONFIGS
 
 SMALL = {"embed_dim": 24, "num_heads": 12, "num_classes": 5}
 POOLED = {**SMALL, "depths": (1, 2, 1, 1)}
-LEARNED = {"pos_embed": "learned", "init": "deit", "superpixels": SuperpixelConfig(16, bins=5, iterations=15)}
-MOCO = SuperpixelConfig(16)
-SEG = SuperpixelConfig(16, bins=5, iterations=15)
+LEARNED = {"pos_embed": "learned", "init": "deit", "superpixels": SuperpixelConfig(16, bins=5).as_published()}
+MOCO = SuperpixelConfig(16).as_published()
+SEG = SuperpixelConfig(16, bins=5).as_published()
 CLUSTERS = (320, 160, 80, 40)
 
 # What each file is of, as the config that must be found: 64 pixels instead of 224 or 512, so a superpixel per 256.
@@ -33,7 +33,7 @@ FAMILIES = {
     ),
     "voc": CastSegmenterConfig(**POOLED, img_size=64, superpixels=SEG, stage="segmentation", decoder="conv"),
     "voc_stretched": CastSegmenterConfig(
-        **POOLED, img_size=256, superpixels=SuperpixelConfig(256, bins=5, iterations=15), stage="segmentation",
+        **POOLED, img_size=256, superpixels=SuperpixelConfig(256, bins=5).as_published(), stage="segmentation",
         decoder="conv", pos_embed_size=224,
     ),
     "segmenter": CastSegmenterConfig(**POOLED, img_size=64, **LEARNED, encoder_classes=7, decoder_heads=4),
@@ -188,7 +188,7 @@ def test_settings_win(tmp_path):
     options = {"num_clusters": (16, 8, 4, 2), "superpixels": {"num_superpixels": 40}, "num_heads": 6}
     config = cast.load_official(tmp_path / "w.pth", **options).model.config
     assert config.num_clusters == (16, 8, 4, 2)
-    assert config.superpixels == SuperpixelConfig(40)
+    assert config.superpixels == SuperpixelConfig(40).as_published()
     assert config.num_heads == 6
     with pytest.raises(TypeError, match="colour"):
         cast.load_official(tmp_path / "w.pth", colour=1)
@@ -208,7 +208,7 @@ def test_every_registered_model_is_recognised(name):
         state[table] = torch.zeros(state[table].shape)
     found = infer_config(state)
     superpixels = {} if isinstance(config, ViTConfig) else {
-        "superpixels": dataclasses.replace(config.superpixels, order="sequential")}  # fmt: skip
+        "superpixels": config.superpixels.as_published()}  # fmt: skip
     assert found == dataclasses.replace(config, **superpixels)
     assert registered_name(found) == name
     assert registered_name(dataclasses.replace(found, num_classes=max(1, found.num_classes) + 1)) == name

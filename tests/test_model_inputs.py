@@ -82,13 +82,33 @@ def test_superpixels_come_from_the_image():
 
 
 def test_superpixels_follow_the_settings():
-    settings = SuperpixelConfig(num_superpixels=30, bins=6, iterations=3, prior=4, num_levels=3, double_step=True)
+    options = {"bins": 6, "order": "sequential", "iterations": 3, "prior": 4, "num_levels": 3, "double_step": True}
+    settings = SuperpixelConfig(num_superpixels=30, **options)
     image = torch.randint(0, 256, (1, 3, 128, 96), dtype=torch.uint8)
-    expected = seeds(image, 90, bins=6, iterations=3, prior=4, num_levels=3, double_step=True)  # 3 times the area
+    expected = seeds(image, 90, **options)  # 3 times the area
     assert torch.equal(make_model(superpixels=settings).superpixels(image), expected)
     for name in ("bins", "iterations", "prior", "num_levels", "double_step"):
-        plain = dataclasses.replace(settings, **{name: getattr(SuperpixelConfig(), name)})
+        plain = dataclasses.replace(settings, **{name: getattr(SuperpixelConfig(), name)})  # None: the default of SEEDS
         assert not torch.equal(make_model(superpixels=plain).superpixels(image), expected), name
+
+
+def test_superpixels_by_default_and_fast():
+    image = photo(1, 128, 96)
+    expected = {quality: seeds(image, 75, bins=5, order="parallel", quality=quality) for quality in ("best", "fast")}
+    settings = SuperpixelConfig(num_superpixels=25, bins=5)
+    assert torch.equal(make_model(superpixels=settings).superpixels(image), expected["best"])
+    fast = dataclasses.replace(settings, quality="fast")
+    assert torch.equal(make_model(superpixels=fast).superpixels(image), expected["fast"])
+    assert not torch.equal(expected["best"], expected["fast"])
+    assert torch.equal(make_model(superpixels=fast).superpixels(image, stride=8), expected["fast"][:, ::8, ::8])
+
+
+def test_published_settings():
+    assert SuperpixelConfig(9).as_published() == SuperpixelConfig(9, order="sequential", iterations=20)
+    fast = SuperpixelConfig(9, bins=5, quality="fast")
+    assert fast.as_published() == SuperpixelConfig(9, bins=5, order="sequential", iterations=15)
+    assert fast.as_published().as_published() == fast.as_published()
+    assert fast.count(64, 64, 16) == 16
 
 
 def test_superpixels_of_a_normalised_image_are_those_of_the_image():

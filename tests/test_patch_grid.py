@@ -136,11 +136,11 @@ def test_padded_images(family):
 @torch.no_grad()
 def test_makes_superpixels_of_its_image():
     vit = make_vit()
-    config = SuperpixelConfig(num_superpixels=16, bins=5, iterations=3)
+    config = SuperpixelConfig(num_superpixels=16, bins=5, order="sequential", iterations=3)
     photo = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
     mean, std = (torch.tensor(vit.pretrained_cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
     image = (photo / 255 - mean) / std
-    labels = seeds(photo, 16, order=config.order, bins=5, prior=config.prior, iterations=3, num_levels=1)
+    labels = seeds(photo, 16, order="sequential", bins=5, prior=2, iterations=3, num_levels=1)
     count = seeds_count(64, 64, 16)
     given = patch_timm(vit, {0: 6}).forward_hierarchy(image, superpixels=labels, num_segments=count)
     vit.superpixel_config = config

@@ -45,7 +45,9 @@ def test_settings_of_the_families(name):
     assert config.img_size == (512 if at_512 else 224)
     assert config.superpixels.num_superpixels == (1024 if at_512 else 196)
     moco_superpixels = not deit and (not dense or pretrain)
-    assert (config.superpixels.bins, config.superpixels.iterations) == ((15, 20) if moco_superpixels else (5, 15))
+    assert config.superpixels.bins == (15 if moco_superpixels else 5)
+    assert (config.superpixels.order, config.superpixels.quality) == ("parallel", None)
+    assert config.superpixels.as_published().iterations == (20 if moco_superpixels else 15)
     assert config.num_clusters == ((320, 160, 80, 40) if dense and not pretrain else (64, 32, 16, 8))
     if dense:
         stage = "pretrain" if pretrain else "encoder" if deit else "segmentation"
@@ -70,7 +72,7 @@ def test_published_sizes(name, total, trainable):
 def test_overrides():
     model = create_model("cast_deit_small", depths=[1, 1], num_clusters=[8, 4], embed_dim=48, superpixels={"bins": 7})
     assert model.config.num_clusters == (8, 4)
-    assert model.config.superpixels == SuperpixelConfig(bins=7, iterations=15)
+    assert model.config.superpixels == SuperpixelConfig(bins=7)
     with pytest.raises(ValueError, match=r"cast_tiny.*cast_small"):
         create_model("cast_tiny")
     with pytest.raises(TypeError, match="depth"):
@@ -135,13 +137,16 @@ def test_a_config_in_json_tells_the_variants_apart(name):
         ({"superpixels": {"bins": 0}}, "superpixels: .*bins"),
         ({"superpixels": {"bins": 41}}, "bins"),
         ({"superpixels": {"bins": 5.0}}, "bins"),
-        ({"superpixels": {"prior": 6}}, "prior"),
-        ({"superpixels": {"prior": -1}}, "prior"),
+        ({"superpixels": {"order": "sequential", "prior": 6}}, "prior"),
+        ({"superpixels": {"order": "sequential", "prior": -1}}, "prior"),
+        ({"superpixels": {"iterations": 20}}, "iterations"),
+        ({"superpixels": {"order": "sequential", "quality": "best"}}, "quality"),
+        ({"superpixels": {"quality": "good"}}, "quality"),
         ({"superpixels": {"order": "random"}}, "random"),
-        ({"superpixels": {"iterations": -1}}, "iterations"),
-        ({"superpixels": {"num_levels": 0}}, "num_levels"),
+        ({"superpixels": {"order": "sequential", "iterations": -1}}, "iterations"),
+        ({"superpixels": {"order": "sequential", "num_levels": 0}}, "num_levels"),
         ({"superpixels": {"num_superpixels": "196"}}, "num_superpixels"),
-        ({"superpixels": {"double_step": 1}}, "double_step"),
+        ({"superpixels": {"order": "sequential", "double_step": 1}}, "double_step"),
         ({"superpixels": 196}, "SuperpixelConfig"),
         ({"superpixels": None}, "SuperpixelConfig"),
         ({"mlp_ratio": 0}, "mlp_ratio"),
@@ -203,7 +208,12 @@ def test_configs_of_the_other_variants_reject_bad_values(make, values, message):
 
 
 @pytest.mark.parametrize(
-    "values", [{"bins": 40}, {"bins": 1}, {"prior": 0}, {"prior": 5}, {"iterations": 0}, {"num_levels": 4}]
+    "values",
+    [{"bins": 40}, {"bins": 1}, {"quality": "fast"}]
+    + [
+        {"order": "sequential"} | values
+        for values in ({"prior": 0}, {"prior": 5}, {"iterations": 0}, {"num_levels": 4})
+    ],
 )
 def test_superpixels_take_what_seeds_takes(values):
     settings = SuperpixelConfig(num_superpixels=16, **values)

@@ -9,24 +9,30 @@ from typing import Any, ClassVar, Self
 import torch
 
 from cast.layers.graph_pool import MAX_KAPPA
-from cast_kernels import seeds
+from cast_kernels import seeds, seeds_count
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+PUBLISHED_ITERATIONS = {15: 20, 5: 15}  # of SEEDS in OpenCV's order, by its colour bins
 
 
 @dataclass(frozen=True)
 class SuperpixelConfig:
     """Settings of the SEEDS superpixels that a model makes of an image; see `cast_kernels.seeds` for their ranges.
 
+    Options of one order are None with the other; with their own, None is the default of `cast_kernels.seeds`.
+
     Attributes:
         num_superpixels: Number asked for at ``img_size``; scaled by area for other sizes.
         bins: Colour histogram bins per channel.
-        iterations: Pixel-level passes.
-        prior: Smoothness of the shape, 0 to 5.
-        num_levels: Block levels.
-        double_step: Whether each block level runs twice.
-        order: Schedule of the updates.
+        order: "parallel", or "sequential": OpenCV's, with which all published weights were trained.
+        quality: Of order "parallel": "best" or "fast".
+        iterations: Of order "sequential": pixel-level passes.
+        prior: Of order "sequential": smoothness of the shape, 0 to 5.
+        num_levels: Of order "sequential": block levels.
+        double_step: Of order "sequential": whether each block level runs twice.
 
     Raises:
         ValueError: `cast_kernels.seeds` does not take a value.
@@ -34,19 +40,33 @@ class SuperpixelConfig:
 
     num_superpixels: int = 196
     bins: int = 15
-    iterations: int = 20
-    prior: int = 2
-    num_levels: int = 1
-    double_step: bool = False
-    order: str = "sequential"
+    order: str = "parallel"
+    quality: str | None = None
+    iterations: int | None = None
+    prior: int | None = None
+    num_levels: int | None = None
+    double_step: bool | None = None
 
     def __post_init__(self) -> None:
         # SEEDS itself checks its arguments: of an empty batch without memory there is nothing else to do.
         nothing = torch.empty(0, 16, 16, 3, dtype=torch.uint8, device="meta")
         try:
-            seeds(nothing, **dataclasses.asdict(self))
+            seeds(nothing, self.num_superpixels, **self.options())
         except (TypeError, ValueError) as error:
             raise ValueError(f"superpixels: {error}") from None
+
+    def options(self) -> dict[str, Any]:
+        """Return what `cast_kernels.seeds` takes besides images and number."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[1:]}
+
+    def count(self, height: int, width: int, num_superpixels: int) -> int:
+        """Return how many superpixels come of a request for an image of this size."""
+        return seeds_count(height, width, num_superpixels, self.num_levels or 1)
+
+    def as_published(self) -> Self:
+        """Return the settings in OpenCV's order, with as many iterations as the published recipe of these bins."""
+        iterations = PUBLISHED_ITERATIONS.get(self.bins)
+        return type(self)(self.num_superpixels, self.bins, order="sequential", iterations=iterations)
 
 
 @dataclass(frozen=True)
@@ -228,7 +248,7 @@ class CastSegConfig(CastConfig):
     img_size: int = 512
     num_classes: int = 21
     num_clusters: tuple[int, ...] = (320, 160, 80, 40)
-    superpixels: SuperpixelConfig = SuperpixelConfig(num_superpixels=1024, bins=5, iterations=15)
+    superpixels: SuperpixelConfig = SuperpixelConfig(num_superpixels=1024, bins=5)
     stage: str = "segmentation"
     head: str = "linear"
     projector_dims: tuple[int, ...] = (4096, 4096, 256)

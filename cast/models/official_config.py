@@ -39,13 +39,16 @@ def infer_config(state: Mapping[str, Tensor], **settings: Any) -> ImageConfig:
     prefix = next(p for p in _PREFIXES if not p or any(name.startswith(p) for name in state))
     encoder = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
     template = CONFIGS[_family(prefix, encoder, state)]
+    if isinstance(settings.get("superpixels"), dict):
+        own = dataclasses.replace(template.superpixels.as_published(), **settings["superpixels"])
+        settings = settings | {"superpixels": own}
     found = _shapes(encoder, template) | _head(prefix, encoder, state, template)
     config = dataclasses.replace(template, **(found | _positions(encoder, template) | settings))
     if isinstance(config, ViTConfig) or "superpixels" in settings:
         return config
     area = (config.img_size / template.img_size) ** 2
     count = max(1, round(template.superpixels.num_superpixels * area))
-    own = dataclasses.replace(template.superpixels, order="sequential", num_superpixels=count)
+    own = dataclasses.replace(template.superpixels, num_superpixels=count).as_published()
     return dataclasses.replace(config, superpixels=own)
 
 
@@ -58,7 +61,7 @@ def registered_name(config: ImageConfig) -> str | None:
         if getattr(c, "head", "linear") == "projector":
             changes["num_classes"] = 0
         if hasattr(c, "superpixels"):
-            changes["superpixels"] = dataclasses.replace(c.superpixels, order="sequential")
+            changes["superpixels"] = c.superpixels.as_published()
         if hasattr(c, "compat"):
             changes["compat"] = None
         return dataclasses.replace(c, **changes)

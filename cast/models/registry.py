@@ -29,7 +29,7 @@ _SIZES: dict[str, dict[str, Any]] = {
     "base_deep": {"embed_dim": 768, "depths": (6, 3, 3, 3)},
 }
 _MOCO = CastConfig()
-_DEIT = CastConfig(pos_embed="learned", init="deit", superpixels=SuperpixelConfig(bins=5, iterations=15))
+_DEIT = CastConfig(pos_embed="learned", init="deit", superpixels=SuperpixelConfig(bins=5))
 _SEG = CastSegConfig(pos_embed_size=224)
 _SEG_PRETRAIN = CastSegConfig(
     stage="pretrain",
@@ -44,7 +44,7 @@ _DEIT_ENCODER = {
     "img_size": 224,
     "pos_embed": "learned",
     "init": "deit",
-    "superpixels": SuperpixelConfig(num_superpixels=196, bins=5, iterations=15),  # one per 256 pixels
+    "superpixels": SuperpixelConfig(num_superpixels=196, bins=5),  # one per 256 pixels
 }
 _SEG_DEIT = CastSegConfig(num_classes=1000, **_DEIT_ENCODER)
 _SEGMENTER = CastSegmenterConfig(num_classes=150, encoder_classes=1000, **_DEIT_ENCODER)
@@ -96,7 +96,8 @@ def create_model(
         name: One of `list_models()`; or ``vit_deit_tiny``, ``vit_deit_small`` or ``vit_deit_base``, which timm builds.
         **overrides: Fields of the model's config that differ from the named model's, such as ``num_classes=10`` or
             ``num_clusters=(32, 16, 8, 4)``. ``superpixels`` takes a `SuperpixelConfig`, or a dict of the fields of it
-            that differ. For timm's models, the arguments of ``timm.create_model``.
+            that differ; with ``compat`` they start from the published ones. For timm's models, the arguments of
+            ``timm.create_model``.
         features_only: Whether the model returns features of several levels instead of classes; see `FeatureExtractor`.
         out_indices: Which levels, with ``features_only``; None = all, an integer n = the last n.
         output_fmt: Their form, with ``features_only``: "levels" (tokens and label map), "NLC" or "NCHW".
@@ -116,6 +117,8 @@ def create_model(
     if name not in CONFIGS:
         raise ValueError(f"unknown model {name!r}; known are {', '.join([*list_models(), *TIMM_NAMES])}")
     config = CONFIGS[name]
+    if overrides.get("compat") and isinstance(config, CastConfig):
+        config = dataclasses.replace(config, superpixels=config.superpixels.as_published())
     if isinstance(overrides.get("superpixels"), dict):
         overrides["superpixels"] = dataclasses.replace(config.superpixels, **overrides["superpixels"])
     model = build_model(dataclasses.replace(config, **overrides))

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cast.hierarchy import Hierarchy
 from cast.layers import Block, ConvStem, GraphPool, PoolResult, resize_pos_embed, sincos_2d, superpixel_tokens
-from cast_kernels import seeds, seeds_count
+from cast_kernels import seeds
 
 from .base import ImageModel
 from .compat import present_superpixels, published_bytes, superpixel_recipe
@@ -108,16 +108,17 @@ class Trunk(ImageModel):
         )
 
     @torch.no_grad()
-    def superpixels(self, image: Tensor, num_superpixels: int | None = None) -> Tensor:
+    def superpixels(self, image: Tensor, num_superpixels: int | None = None, *, stride: int = 1) -> Tensor:
         """Make SEEDS superpixels of images, with the settings of ``config.superpixels``, on the images' device.
 
         Args:
             image: As in `forward`; floating point is brought back to the nearest uint8 first.
             num_superpixels: How many to ask for; None = ``config.superpixels.num_superpixels``, which is meant for
                 ``img_size``, in proportion to the area of the image.
+            stride: Return only the labels ``[:, ::stride, ::stride]``; the others are never written.
 
         Returns:
-            Labels ``[B, H, W]`` int32, in ``[0, seeds_count(H, W, num_superpixels, num_levels))``.
+            Labels ``[B, ceil(H / stride), ceil(W / stride)]`` int32, in ``[0, seeds_count(H, W, num_superpixels))``.
 
         Raises:
             TypeError: The image has the wrong type or dtype.
@@ -129,17 +130,8 @@ class Trunk(ImageModel):
                 f"expected labels: superpixels are made of RGB images only, and this model has in_chans="
                 f"{self.config.in_chans}"
             )
-        settings = self.config.superpixels
-        return seeds(
-            self._superpixel_bytes(image),
-            self._request(image, num_superpixels),
-            order=settings.order,
-            bins=settings.bins,
-            prior=settings.prior,
-            iterations=settings.iterations,
-            num_levels=settings.num_levels,
-            double_step=settings.double_step,
-        )
+        request = self._request(image, num_superpixels)
+        return seeds(self._superpixel_bytes(image), request, **self.config.superpixels.options(), stride=stride)
 
     def _superpixel_bytes(self, image: Tensor) -> Tensor:
         """Return the bytes that superpixels are made of."""
@@ -182,9 +174,10 @@ class Trunk(ImageModel):
             num_stages: How many stages run; None = all.
         """
         image = channels_first(image, self.config.in_chans, self.size_multiple)
-        if labels is None:
-            labels = self.superpixels(image, num_superpixels)
-        check_labels(labels, image)
+        if labels is None:  # where the stem's grid is averaged over, no other pixel's label is looked at
+            labels = self.superpixels(image, num_superpixels, stride=self.size_multiple)
+        else:
+            check_labels(labels, image)
         count = self._count_segments(image, labels, num_segments, num_superpixels)
         pixels = self._pixels(image)
         late = self.config.pool_before_proj
@@ -305,7 +298,7 @@ class Trunk(ImageModel):
         """Check the number of segments, by default that of `superpixels`, and return it."""
         if num_segments is None:
             request = self._request(image, num_superpixels)
-            num_segments = seeds_count(*image.shape[2:], request, self.config.superpixels.num_levels)
+            num_segments = self.config.superpixels.count(*image.shape[2:], request)
             check_count_covers(labels, num_segments)
         elif isinstance(num_segments, bool) or not isinstance(num_segments, int | torch.SymInt):
             raise TypeError(f"expected num_segments to be an int, got {type(num_segments).__name__}")
