@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cast.data import Geometry, crop_geometry, fit_geometry
 from cast.hierarchy import Hierarchy
-from cast.models import Cast
+from cast.models import Cast, CastSeg
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Segmentation:
 
 
 @torch.inference_mode()
-def segment_image(model: Cast, image: np.ndarray, settings: Settings = DEFAULT_SETTINGS) -> Segmentation:
+def segment_image(model: Cast | CastSeg, image: np.ndarray, settings: Settings = DEFAULT_SETTINGS) -> Segmentation:
     """Segment one photo.
 
     Args:

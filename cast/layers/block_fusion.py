@@ -30,24 +30,66 @@ class BlockFusion(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.proj = nn.Linear(num_levels * dim, dim)
 
-    def forward(self, levels: Sequence[Tensor], parents: Sequence[Tensor], cls: Sequence[Tensor]) -> Tensor:
+    def forward(
+        self,
+        levels: Sequence[Tensor],
+        parents: Sequence[Tensor],
+        cls: Sequence[Tensor],
+        present: Tensor | None = None,
+    ) -> Tensor:
         """Fuse the tokens of all levels.
 
         Args:
             levels: Segment tokens from fine to coarse, ``[B, N_l, C]`` each.
             parents: Per level but the last, the segment of the next one that each belongs to, ``[B, N_l]`` int64.
             cls: Class tokens, ``[B, M, C]`` each.
+            present: ``[N_0]`` bool, or None = all. Superpixels that are not present leave the batch statistics alone,
+                and their fused tokens are the mean of the others', so that a mean over all is one over the others.
 
         Returns:
             ``[B, M + N_0, C]``, class tokens first.
 
         Raises:
-            ValueError: Numbers of levels or shapes do not fit.
+            ValueError: Numbers of levels or shapes do not fit; or in train mode, ``present`` is given while the norm
+                is one that other processes share.
         """
-        joint = torch.cat(list(cls), dim=2)  # [B, M, L C]
+        first = cls[0].shape[1]
+        if present is not None:
+            present = torch.cat([present.new_ones(first), present])
+        x = self._project(levels, parents, torch.cat(list(cls), dim=2), present)
+        if present is None:
+            return x
+        weight = present[first:, None].to(x.dtype)
+        mean = (x[:, first:] * weight).sum(1, keepdim=True) / weight.sum()
+        return torch.where(present[:, None], x, mean)
+
+    def _project(
+        self, levels: Sequence[Tensor], parents: Sequence[Tensor], cls: Tensor, present: Tensor | None
+    ) -> Tensor:
         if isinstance(self.norm, nn.Identity) and type(self.proj) is nn.Linear and not self.training:
             tokens = unpool_linear(levels, parents, self.proj.weight, self.proj.bias)
-            return torch.cat([self.proj(joint), tokens], dim=1)
-        x = torch.cat([joint, unpool_concat(levels, parents)], dim=1)  # [B, M + N_0, L C]
-        x = self.norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+            return torch.cat([self.proj(cls), tokens], dim=1)
+        x = torch.cat([cls, unpool_concat(levels, parents)], dim=1)  # [B, M + N_0, L C]
+        if present is not None and self.norm.training:
+            x = self._norm_of_present(x, present)
+        else:
+            x = self.norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         return self.proj(self.dropout(x))
+
+    def _norm_of_present(self, x: Tensor, present: Tensor) -> Tensor:
+        """Do what ``norm`` does in train mode, with the statistics of some of the tokens ``[B, N, L C]`` alone."""
+        norm = self.norm
+        if not isinstance(norm, nn.BatchNorm1d):
+            raise ValueError(
+                f'expected BatchNorm1d, got {type(norm).__name__}: compat="published" knows its own statistics only'
+            )
+        weight = present[:, None].to(torch.promote_types(x.dtype, torch.float32))
+        count = weight.sum() * x.shape[0]
+        mean = (x * weight).sum((0, 1)) / count
+        var = ((x - mean).square() * weight).sum((0, 1)) / count
+        with torch.no_grad():
+            norm.num_batches_tracked += 1
+            norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
+            unbiased = var * count / (count - 1)
+            norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
+        return ((x - mean) * (var + norm.eps).rsqrt() * norm.weight + norm.bias).to(x.dtype)

@@ -153,6 +153,8 @@ class CastConfig(ImageConfig):
         pool_dropout: Dropout in each pool while training.
         kappa: Sharpness of the assignment of segments to clusters, in (0, 40].
         superpixels: How superpixels are made.
+        compat: None, or "published": results are those of the published pipelines where these depend on the batch or
+            on accidents, see `cast.models.compat`.
         pool_before_proj: Whether the stem's projection follows the average over superpixels or, as published, comes
             before it. Both are linear, so the results are equal to rounding; following costs 2.8 % fewer FLOPs.
 
@@ -169,6 +171,7 @@ class CastConfig(ImageConfig):
     kappa: float = 5.0
     superpixels: SuperpixelConfig = field(default_factory=SuperpixelConfig)
     pool_before_proj: bool = True
+    compat: str | None = None
 
     def __post_init__(self) -> None:
         self._make_tuples("depths", "num_clusters")
@@ -196,6 +199,7 @@ class CastConfig(ImageConfig):
         _check_finite("kappa", self.kappa)
         if not 0.0 < self.kappa <= MAX_KAPPA:
             raise ValueError(f"expected kappa in (0, {MAX_KAPPA:g}], got {self.kappa}")
+        _check_choice("compat", self.compat, (None, "published"))
         if not isinstance(self.pool_before_proj, bool):
             raise ValueError(f"expected pool_before_proj to be True or False, got {self.pool_before_proj!r}")
 
@@ -352,7 +356,7 @@ def _check_finite(name: str, value: Any) -> None:
         raise ValueError(f"expected {name} to be finite numbers, got {value!r}")
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> None:
     if value not in choices:
         raise ValueError(f"expected {name} {' or '.join(map(repr, choices))}, got {value!r}")
 
