@@ -53,28 +53,16 @@ class BlockFusion(nn.Module):
             ValueError: Numbers of levels or shapes do not fit; or in train mode, ``present`` is given while the norm
                 is one that other processes share.
         """
-        first = cls[0].shape[1]
-        if present is not None:
-            present = torch.cat([present.new_ones(first), present])
-        x = self._project(levels, parents, torch.cat(list(cls), dim=2), present)
-        if present is None:
-            return x
-        weight = present[first:, None].to(x.dtype)
-        mean = (x[:, first:] * weight).sum(1, keepdim=True) / weight.sum()
-        return torch.where(present[:, None], x, mean)
-
-    def _project(
-        self, levels: Sequence[Tensor], parents: Sequence[Tensor], cls: Tensor, present: Tensor | None
-    ) -> Tensor:
+        joint = torch.cat(list(cls), dim=2)  # [B, M, L C]
         if isinstance(self.norm, nn.Identity) and type(self.proj) is nn.Linear and not self.training:
             tokens = unpool_linear(levels, parents, self.proj.weight, self.proj.bias)
-            return torch.cat([self.proj(cls), tokens], dim=1)
-        x = torch.cat([cls, unpool_concat(levels, parents)], dim=1)  # [B, M + N_0, L C]
+            return _fill(torch.cat([self.proj(joint), tokens], dim=1), joint.shape[1], present)
+        x = torch.cat([joint, unpool_concat(levels, parents)], dim=1)  # [B, M + N_0, L C]
         if present is not None and self.norm.training:
-            x = self._norm_of_present(x, present)
+            x = self._norm_of_present(x, torch.cat([present.new_ones(joint.shape[1]), present]))
         else:
             x = self.norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        return self.proj(self.dropout(x))
+        return _fill(self.proj(self.dropout(x)), joint.shape[1], present)
 
     def _norm_of_present(self, x: Tensor, present: Tensor) -> Tensor:
         """Do what ``norm`` does in train mode, with the statistics of some of the tokens ``[B, N, L C]`` alone."""
@@ -93,3 +81,12 @@ class BlockFusion(nn.Module):
             unbiased = var * count / (count - 1)
             norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
         return ((x - mean) * (var + norm.eps).rsqrt() * norm.weight + norm.bias).to(x.dtype)
+
+
+def _fill(x: Tensor, first: int, present: Tensor | None) -> Tensor:
+    """Replace the tokens after the ``first`` that are not present by the mean of those that are."""
+    if present is None:
+        return x
+    tokens = x[:, first:]
+    mean = (tokens * present[:, None].to(x.dtype)).sum(1, keepdim=True) / present.sum()
+    return torch.cat([x[:, :first], torch.where(present[:, None], tokens, mean)], dim=1)
