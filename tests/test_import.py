@@ -3,7 +3,8 @@ import sys
 
 import pytest
 
-FORBIDDEN = ("triton", "timm", "torchvision", "cv2", "matplotlib", "skimage", "cast_kernels._C")
+HEAVY = ("triton", "timm", "torchvision", "cv2", "matplotlib", "skimage", "onnx", "huggingface_hub", "rich")
+FORBIDDEN = (*HEAVY, "cast_kernels._C")
 PROBE = """
 import sys, warnings
 warnings.simplefilter("error")
