@@ -90,6 +90,10 @@ void seeds_parallel(const SeedsBatch& images, int32_t* labels, int64_t num_super
   check("stride", stride, 1, INT32_MAX);
   check("threads", threads, 1, INT32_MAX);
   const SeedsSchedule schedule = seeds_schedule(images.height, images.width, num_superpixels, steps);
+  if ((images.height + kFrameRows) * (images.width + kFrameColumns) > UINT32_MAX) {
+    throw std::invalid_argument("expected an image that is less narrow, got " + std::to_string(images.height) + " x " +
+                                std::to_string(images.width) + " pixels");
+  }
   const Simd level = simd_level();
   if (images.batch == 0) return;
   if (schedule.most_pixels > UINT16_MAX) {

@@ -12,7 +12,7 @@ constexpr int64_t kMaxPixels = int64_t{1} << 30;  // 32-bit pixel offsets
 constexpr int64_t kMaxLabels = 65535;             // 16-bit labels, the last of them a mark
 constexpr int64_t kMaxLevels = 30;                // more never fit
 constexpr int64_t kMinRequest = 10;
-constexpr int kMinEdge = 6;  // pixels; of superpixels that start smaller some end without a pixel, depending on the image
+constexpr int kMinEdge = 6;  // pixels; of OpenCV's superpixels that start smaller some end without a pixel
 
 [[noreturn]] void refuse(int64_t height, int64_t width, int64_t request, const std::string& reason) {
   throw std::invalid_argument("SEEDS cannot divide an image of " + std::to_string(height) + " x " +

@@ -54,8 +54,7 @@ inline float gain(const PixelPhase<Label, Count>& phase, const Label* site, uint
                   int direction) {
   const uint32_t counts =
       count_window(site + phase.corner[direction], phase.stride, own, other, phase.counted[direction]);
-  return static_cast<float>(phase.histogram[other * phase.num_bins + bin]) * phase.enter[other] *
-         phase.factors[counts];
+  return static_cast<float>(phase.histogram[other * phase.num_bins + bin]) * phase.enter[other] * phase.factors[counts];
 }
 
 template <class Label, class Count>

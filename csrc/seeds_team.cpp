@@ -3,7 +3,6 @@
 #include <limits>
 #include <new>
 
-
 namespace cast_kernels {
 namespace {
 
@@ -31,7 +30,7 @@ SeedsTeam<Label, Count>::SeedsTeam(const SeedsSchedule& schedule, const SeedsCol
     : schedule_(schedule),
       bins_of_(colours),
       functions_(functions),
-      stride_(schedule.width + 1 + kSweepPadding),
+      stride_(schedule.width + kFrameColumns),
       own_(team),
       bin_index_(bins_of_.count()),
       totals_(schedule.num_labels),
@@ -146,7 +145,8 @@ void SeedsTeam<Label, Count>::count_initial(const Member& member) {
       if (label < labels.begin || label >= labels.end) continue;
       cells_.labels[static_cast<int64_t>(row) * cells_.label_stride + column] = static_cast<Label>(label);
       Count* const histogram = histogram_.get() + static_cast<size_t>(label) * num_bins_;
-      for_each_pixel(grid, column, row, [&](int x, int y) { ++histogram[bins[static_cast<int64_t>(y) * stride_ + x]]; });
+      for_each_pixel(grid, column, row,
+                     [&](int x, int y) { ++histogram[bins[static_cast<int64_t>(y) * stride_ + x]]; });
       totals_[label] += cell_size(cells_, column, row);
     }
   }
@@ -198,8 +198,8 @@ void SeedsTeam<Label, Count>::decide_cells(const Member& member, const SeedsSwee
     const int row = static_cast<int>(2 * i) + phase_row(phase);
     const Label* const labels = cells_.labels + static_cast<int64_t>(row) * cells_.label_stride;
     const uint32_t inside = (row > 0 ? 0xfu : 0xdu) & (row + 1 < cells_.rows ? 0xfu : 0x7u);
-    const int count = functions_.find_sites(labels, cells_.label_stride, cells_.columns, phase_column(phase), inside,
-                                            own.scratch());
+    const int count =
+        functions_.find_sites(labels, cells_.label_stride, cells_.columns, phase_column(phase), inside, own.scratch());
     for (int k = 0; k < count; ++k) {
       const int column = static_cast<int>(own.sites[k]);
       const int direction = decide_cell_at(own, rules, column, row);
@@ -212,8 +212,8 @@ void SeedsTeam<Label, Count>::decide_cells(const Member& member, const SeedsSwee
 
 template <class Label, class Count>
 int SeedsTeam<Label, Count>::decide_cell_at(Own& own, const SeedsRules& rules, int column, int row) {
-  const State state{schedule_.width,  schedule_.height, pixels_.origin,    stride_,          bins_.data() + stride_ + 1,
-                    stride_,          histogram_.get(), num_bins_,         totals_.data(),   nullptr};
+  const State state{schedule_.width, schedule_.height, pixels_.origin, stride_,        bins_.data() + stride_ + 1,
+                    stride_,         histogram_.get(), num_bins_,      totals_.data(), nullptr};
   const uint32_t candidates = cell_candidates(state, rules, cells_, column, row);
   if (candidates == 0) return kStay;
   // Bins in the order in which they appear, as sums of integers do not mind; a list without a branch on the colours.
@@ -302,8 +302,8 @@ void SeedsTeam<Label, Count>::sweep_pixels(const Member& member, const SeedsSwee
     const int first = phase_row(number);
     const Range rows = member.share(phase_count(schedule_.height, first));
     phase.first_column = phase_column(number);
-    own.moved = functions_.decide_rows(phase, static_cast<int>(2 * rows.begin) + first,
-                                       static_cast<int>(2 * rows.end), own.scratch(), own.pixel_moves.data());
+    own.moved = functions_.decide_rows(phase, static_cast<int>(2 * rows.begin) + first, static_cast<int>(2 * rows.end),
+                                       own.scratch(), own.pixel_moves.data());
     barrier_.wait(member.size);
     member.size == 1 ? apply_pixels<true>(member) : apply_pixels<false>(member);
     weigh_sizes(member, sweep);

@@ -24,6 +24,9 @@ struct Member {  // of a team
   Range share(int64_t count) const { return {count * rank / size, count * (rank + 1) / size}; }
 };
 
+constexpr int kFrameColumns = 1 + kSweepPadding;  // the frame on the right lies in the padding
+constexpr int kFrameRows = 3;                     // two below, as windows of 4 x 4 pixels reach there
+
 // A plane of labels with a frame around it, and space to read past the end of each row.
 template <class Label>
 struct LabelPlane {
@@ -32,10 +35,10 @@ struct LabelPlane {
   Label* origin = nullptr;
 
   static size_t size(int columns, int rows) {
-    return static_cast<size_t>(columns + 1 + kSweepPadding) * (rows + 3) + kSweepPadding;
+    return static_cast<size_t>(columns + kFrameColumns) * (rows + kFrameRows) + kSweepPadding;
   }
   void shape(int columns) {
-    stride = columns + 1 + kSweepPadding;
+    stride = columns + kFrameColumns;
     origin = data.data() + stride + 1;
   }
 };
@@ -92,7 +95,7 @@ class SeedsTeam {
   Barrier barrier_;
   bool out_of_memory_ = false;
 
-  std::vector<Own> own_;            // [team]
+  std::vector<Own> own_;             // [team]
   std::vector<uint16_t> bin_index_;  // of used bins among them
   uint32_t num_bins_ = 0;
   std::vector<uint16_t> bins_;  // [H + 3, stride], placed like the labels

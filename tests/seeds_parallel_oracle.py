@@ -4,6 +4,7 @@ Nothing here is shared with the package: docs/superpixels.md says what is done, 
 connectivity tested by flood fill in the 3 x 3 neighbourhood and cells compared as exact fractions.
 """
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -103,9 +104,9 @@ def parallel_seeds(bins, request, steps):
         return table
 
     for kind, repeats, least, most in (s for s in steps if s[0] <= 2):
-        while level < kind and min(min(np.diff(x_edges)), min(np.diff(y_edges))) >= 2:
-            x_edges = sorted({*x_edges, *((a + b) // 2 for a, b in zip(x_edges, x_edges[1:], strict=False))})
-            y_edges = sorted({*y_edges, *((a + b) // 2 for a, b in zip(y_edges, y_edges[1:], strict=False))})
+        while level < kind and min(*np.diff(x_edges), *np.diff(y_edges)) >= 2:
+            x_edges = sorted({*x_edges, *((a + b) // 2 for a, b in itertools.pairwise(x_edges))})
+            y_edges = sorted({*y_edges, *((a + b) // 2 for a, b in itertools.pairwise(y_edges))})
             cells = np.repeat(np.repeat(cells, 2, 0), 2, 1)
             level += 1
         if level < kind:

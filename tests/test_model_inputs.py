@@ -84,7 +84,8 @@ def test_superpixels_come_from_the_image():
 def test_superpixels_follow_the_settings():
     settings = SuperpixelConfig(num_superpixels=30, bins=6, iterations=3, prior=4, num_levels=3, double_step=True)
     image = torch.randint(0, 256, (1, 3, 128, 96), dtype=torch.uint8)
-    expected = seeds(image, 90, bins=6, iterations=3, prior=4, num_levels=3, double_step=True)  # 3 times the area
+    options = {"bins": 6, "iterations": 3, "prior": 4, "num_levels": 3, "double_step": True}
+    expected = seeds(image, 90, order="sequential", **options)  # 3 times the area
     assert torch.equal(make_model(superpixels=settings).superpixels(image), expected)
     for name in ("bins", "iterations", "prior", "num_levels", "double_step"):
         plain = dataclasses.replace(settings, **{name: getattr(SuperpixelConfig(), name)})
