@@ -1,5 +1,6 @@
 """Time on the GPU: CUDA-graph replays between events, with the L2 cache flushed before each."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ class Timing:
     p20: float
     p50: float
     p80: float
-    launch: str  # "graph" (kernels alone) or "eager" (where the call cannot be captured: launches included)
+    launch: str  # "graph" (kernels alone), "eager" (cannot be captured: launches included) or "host" (CPU, wall time)
 
 
 def measure(call: Callable[[], object], repeats: int = 60) -> Timing:
@@ -33,6 +34,17 @@ def measure(call: Callable[[], object], repeats: int = 60) -> Timing:
     torch.cuda.synchronize()
     times = sorted(1000 * start.elapsed_time(end) for start, end in events)
     return Timing(*(times[int(repeats * share)] for share in (0.2, 0.5, 0.8)), launch)
+
+
+def measure_host(call: Callable[[], object], repeats: int = 5) -> Timing:
+    """Time ``call``, which runs on the CPU alone."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(1e6 * (time.perf_counter() - start))
+    times.sort()
+    return Timing(*(times[int(repeats * share)] for share in (0.2, 0.5, 0.8)), "host")
 
 
 def _capture(call: Callable[[], object]) -> Callable[[], None] | None:

@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench import peers
-from bench.harness import measure
+from bench.harness import measure, measure_host
 from bench.record import RESULTS, Table, machine
 from cast_kernels import (
     assign_pool,
     farthest_point_sample,
     labels_to_edges,
+    seeds,
     segment_mean,
     superpixel_summary,
     unpool,
@@ -41,6 +42,7 @@ class Entry:
         bytes: Bytes that must be read and written.
         operations: Floating point operations of the products.
         goal: Microseconds aimed at on an H200, if stated.
+        host_others: Peers that run on the CPU, timed by the clock on the wall.
     """
 
     op: str
@@ -51,12 +53,11 @@ class Entry:
     bytes: int = 0
     operations: int = 0
     goal: float | None = None
+    host_others: dict[str, Callable[[], object] | None] = field(default_factory=dict)
 
 
 def superpixel_labels(batch: int, side: int, num_segments: int) -> Tensor:
     """Compact, uneven labels [B, side, side] as SEEDS gives them, another shift of one label map per image."""
-    from cast_kernels import seeds
-
     fine = seeds(synthetic_image(224, 224), num_segments)[0]
     index = torch.arange(side) * 224 // side
     labels = fine[index][:, index].to("cuda")
@@ -254,9 +255,51 @@ def summary_entries(B: int = 256, side: int = 224, S: int = 196) -> Iterator[Ent
     )
 
 
+def photos(batch: int, side: int) -> Tensor:
+    """Synthetic photos [B, side, side, 3] on the GPU, no two alike."""
+    makers = [synthetic_image(side, side, seed) for seed in range(8)]
+    images = [makers[i % 8].roll((i // 8) * 7, 2) for i in range(batch)]
+    return torch.cat(images).to("cuda")
+
+
+def seeds_entries(B: int = 256, side: int = 224, request: int = 196) -> Iterator[Entry]:
+    """Superpixels from uint8 RGB: the parallel order in both qualities, and OpenCV's."""
+    images = photos(B, side)
+    goals = {
+        (256, 224, 196): {"best": 1500.0, "fast": 600.0, "sequential": 40000.0},
+        (64, 512, 1024): {"best": 4000.0, "fast": 1500.0},
+        (1, 224, 196): {"best": 1000.0},
+    }.get((B, side, request), {})
+    shape = f"B{B} {side}x{side} N{request}"
+    moved = images.nbytes + B * side * side * 4
+    opencv = {"opencv, all cores": peers.opencv_seeds(images, request)}
+    for quality in ("best", "fast"):
+        yield Entry(
+            f"seeds/{quality}",
+            "forward",
+            shape,
+            lambda quality=quality: seeds(images, request, quality=quality),
+            host_others=opencv if quality == "best" else {},
+            bytes=moved,
+            goal=goals.get(quality),
+        )
+    yield Entry(
+        "seeds/sequential",
+        "forward",
+        shape,
+        lambda: seeds(images, request, order="sequential"),
+        host_others=opencv,
+        bytes=moved,
+        goal=goals.get("sequential"),
+    )
+
+
 # Most important first: a run that is cut short has what matters.
 HEADLINES: tuple[tuple[Callable[..., Iterator[Entry]], dict[str, int]], ...] = (
     (copy_entries, {}),
+    (seeds_entries, {}),
+    (seeds_entries, {"B": 64, "side": 512, "request": 1024}),
+    (seeds_entries, {"B": 1}),
     (segment_mean_entries, {}),
     (tokens_entries, {}),
     (sampling_entries, {}),
@@ -273,6 +316,8 @@ HEADLINES: tuple[tuple[Callable[..., Iterator[Entry]], dict[str, int]], ...] = (
 
 # How cost grows: one size doubles at a time.
 SWEEP: tuple[tuple[Callable[..., Iterator[Entry]], dict[str, int]], ...] = (
+    *((seeds_entries, {"B": B}) for B in (16, 64, 132, 264, 512)),
+    (seeds_entries, {"B": 1, "side": 4096, "request": 16384}),
     *((segment_mean_entries, {"B": B}) for B in (1, 64, 512)),
     (segment_mean_entries, {"B": 64, "side": 56}),
     (segment_mean_entries, {"C": 768}),
@@ -296,14 +341,14 @@ def run(groups, table: Table, only: str | None = None) -> None:
         for entry in make(**sizes):
             floor = 1e6 * max(entry.bytes / COPY_BANDWIDTH, entry.operations / DENSE_RATE)
             ours = None
-            for provider, call in {"cast_kernels": entry.ours, **entry.others}.items():
+            for provider, call in {"cast_kernels": entry.ours, **entry.others, **entry.host_others}.items():
                 row = {"op": entry.op, "mode": entry.mode, "shape": entry.shape, "provider": provider}
                 if call is None:
                     table.add(row | {"note": "not installed"} | about)
                     continue
                 try:
                     call()
-                    time = measure(call)
+                    time = (measure_host if provider in entry.host_others else measure)(call)
                 except Exception as error:  # a peer that fails is a row too
                     table.add(row | {"note": f"{type(error).__name__}: {error}"[:200]} | about)
                     print(f"{entry.op} {entry.mode} {entry.shape} {provider}: {error}", flush=True)

@@ -2,7 +2,9 @@
 
 import importlib
 import importlib.metadata
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch.nn.functional as F
@@ -149,3 +151,27 @@ def unique_edges(labels: Tensor, num_segments: int) -> Tensor:
     met = a != b
     key = torch.minimum(a, b)[met] * (B * num_segments) + torch.maximum(a, b)[met]
     return key.unique()
+
+
+# seeds
+def opencv_seeds(images: Tensor, num_superpixels: int) -> Callable[[], object] | None:
+    """OpenCV's SEEDS of a batch on the host, on all cores, with the published settings; None without it."""
+    try:
+        cv2 = importlib.import_module("cv2")
+        create = cv2.ximgproc.createSuperpixelSEEDS
+    except (ImportError, AttributeError):
+        return None
+    cv2.setNumThreads(1)  # its SEEDS has one thread; more come from the batch
+    batch = images.cpu().numpy()
+    height, width = batch.shape[1:3]
+
+    def segment(image):
+        segmenter = create(width, height, 3, num_superpixels, 1, 2, 15, False)
+        segmenter.iterate(cv2.cvtColor(image, cv2.COLOR_RGB2LAB), 20)
+        return segmenter.getLabels()
+
+    def run():
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, len(batch))) as pool:
+            return list(pool.map(segment, batch))
+
+    return run

@@ -103,7 +103,9 @@ def _seeds_backend(device: str) -> tuple[str, str]:
     info = _ext.load().build_info()
     if device == "cpu":
         return f"C++, {info['simd_used']}", f"the best of {', '.join(info['simd'])} that this CPU has"
-    return "C++ on the host", "it has no CUDA version: the images are copied to the host and back"
+    if info["cuda"]:
+        return "CUDA", "both orders; images above 8,191 pixels a side or 2^24 in all run on the host"
+    return "C++ on the host", "the extension was built without nvcc: the images are copied to the host and back"
 
 
 def _lab_backend(device: str) -> tuple[str, str]:

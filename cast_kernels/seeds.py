@@ -28,6 +28,9 @@ MAX_PRIOR = 5
 MAX_PIXELS = 2**30  # 32-bit offsets
 MAX_LABELS = 65535  # labels are 16 bits inside, the last of them a mark
 MIN_EDGE = 6  # pixels, of a superpixel at the start
+MAX_CUDA_SIDE = 8191  # csrc/team.h
+MAX_CUDA_PIXELS = 2**24
+CUDA_DRIVERS = ("automatic", "block", "cluster", "grid")  # csrc/seeds_launch.h
 
 
 # 1. Public functions
@@ -85,9 +88,11 @@ def seeds(
             divided into that many superpixels (where OpenCV would hang, crash or lose labels); the message names the
             limit.
 
-    Runs on the CPU: the images of a batch are shared out over ``torch.get_num_threads()`` threads, of order "parallel"
-    a large image, too. An image on another device is copied to the host and its labels back, which waits for the
-    device. Deterministic, whatever the number of threads. Not differentiable.
+    On the CPU the images of a batch are shared out over ``torch.get_num_threads()`` threads, of order "parallel" a
+    large image, too. On CUDA everything runs on the current stream without waiting for it and can be captured in a
+    graph. An image on another device, one of more than 8,191 pixels a side or 2^24 in all, and every image where the
+    extension was built without nvcc is copied to the host and its labels back, which waits for the device.
+    Deterministic, the same labels on every device, whatever the number of threads. Not differentiable.
     """
     dim = channel_dim(image)
     check_count("num_superpixels", num_superpixels)
@@ -234,6 +239,83 @@ def _seeds_sequential(
     return labels.to(image.device)
 
 
+def _runs_on_gpu(image: Tensor) -> bool:
+    """Is there code for the GPU in this build, and is the image within its limits?"""
+    _, height, width, _ = image.shape
+    fits = max(height, width) <= MAX_CUDA_SIDE and height * width <= MAX_CUDA_PIXELS
+    return fits and _ext.load().build_info()["cuda"] is not None
+
+
+def _seeds_parallel_cuda(
+    image: Tensor, num_superpixels: int, quality: str, bins: int, lab: bool, stride: int, driver: str = "automatic"
+) -> Tensor:
+    if not _runs_on_gpu(image):
+        return _seeds_parallel(image, num_superpixels, quality, bins, lab, stride)
+    native, layout = _ext.load(), _layout(image)
+    request = {
+        "num_superpixels": num_superpixels,
+        "steps": native.seeds_steps(quality),
+        "bins": bins,
+        "lab": lab,
+        "driver": CUDA_DRIVERS.index(driver),
+    }
+    with torch.cuda.device(image.device):
+        sizes = {name: layout[name] for name in ("batch", "height", "width")}
+        size = native.seeds_parallel_cuda_bytes(**sizes, **request)
+        labels, workspace = _empty_labels(image, stride, image.device), _empty_bytes(size, image.device)
+        native.seeds_parallel_cuda(
+            image.data_ptr(),
+            labels.data_ptr(),
+            **layout,
+            **request,
+            stride=stride,
+            workspace=workspace.data_ptr(),
+            workspace_size=size,
+            stream=torch.cuda.current_stream().cuda_stream,
+        )
+    return labels
+
+
+def _seeds_sequential_cuda(
+    image: Tensor,
+    num_superpixels: int,
+    bins: int,
+    prior: int,
+    iterations: int,
+    num_levels: int,
+    double_step: bool,
+    lab: bool,
+    stride: int,
+) -> Tensor:
+    options = (bins, prior, iterations, num_levels, double_step, lab, stride)
+    if not _runs_on_gpu(image):
+        return _seeds_sequential(image, num_superpixels, *options)
+    native, layout = _ext.load(), _layout(image)
+    request = {"num_superpixels": num_superpixels, "bins": bins, "num_levels": num_levels, "lab": lab}
+    with torch.cuda.device(image.device):
+        sizes = {name: layout[name] for name in ("batch", "height", "width")}
+        size = native.seeds_sequential_cuda_bytes(**sizes, **request)
+        labels, workspace = _empty_labels(image, stride, image.device), _empty_bytes(size, image.device)
+        native.seeds_sequential_cuda(
+            image.data_ptr(),
+            labels.data_ptr(),
+            **layout,
+            **request,
+            prior=prior,
+            iterations=iterations,
+            double_step=double_step,
+            stride=stride,
+            workspace=workspace.data_ptr(),
+            workspace_size=size,
+            stream=torch.cuda.current_stream().cuda_stream,
+        )
+    return labels
+
+
+def _empty_bytes(size: int, device: torch.device) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8, device=device)
+
+
 def _layout(image: Tensor) -> dict[str, int]:
     """Sizes and strides of [B, H, W, 3], as csrc names them."""
     names = ("batch", "height", "width")
@@ -250,6 +332,8 @@ def _empty_labels(image: Tensor, stride: int, device: torch.device | str) -> Ten
 # 3. Registration. What is registered for a device replaces the copy to the host.
 _parallel_op = torch.library.custom_op("cast_kernels::seeds_parallel", _seeds_parallel, mutates_args=())
 _sequential_op = torch.library.custom_op("cast_kernels::seeds_sequential", _seeds_sequential, mutates_args=())
+_parallel_op.register_kernel("cuda")(_seeds_parallel_cuda)
+_sequential_op.register_kernel("cuda")(_seeds_sequential_cuda)
 
 
 @_parallel_op.register_fake

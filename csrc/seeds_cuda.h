@@ -12,15 +12,14 @@ namespace cast_kernels {
 
 DeviceLimits device_limits();  // of the current device
 
-// Labels are [B, ceil(H / stride), ceil(W / stride)], contiguous. The workspace, of at least so many bytes, holds
-// nothing before or after. Nothing waits for the device, and everything can be captured in a graph.
-size_t seeds_parallel_cuda_bytes(const ParallelLaunch& launch);
+// Labels are [B, LabelGrid(H, W, stride)], contiguous. The workspace, of workspace_bytes(launch) or
+// seeds_sequential_cuda_bytes, holds nothing before or after. Nothing waits for the device, and everything can be
+// captured in a graph.
 void seeds_parallel_cuda(const SeedsBatch& images, int32_t* labels, const ParallelPlan& plan,
                          const ParallelLaunch& launch, int64_t stride, char* workspace, uintptr_t stream);
 
-int seeds_sequential_cuda_slots(const SequentialPlan& plan, int64_t batch, const DeviceLimits& limits);
-size_t seeds_sequential_cuda_bytes(const SequentialPlan& plan, int slots);
-void seeds_sequential_cuda(const SeedsBatch& images, int32_t* labels, const SequentialPlan& plan, int slots,
-                           int64_t stride, char* workspace, uintptr_t stream);
+size_t seeds_sequential_cuda_bytes(const SequentialPlan& plan, int64_t batch, const DeviceLimits& limits);
+void seeds_sequential_cuda(const SeedsBatch& images, int32_t* labels, const SequentialPlan& plan,
+                           const DeviceLimits& limits, int64_t stride, char* workspace, uintptr_t stream);
 
 }  // namespace cast_kernels

@@ -40,6 +40,8 @@ constexpr uint32_t kNearQueue = 2048;
 ParallelLaunch parallel_launch(const ParallelPlan& plan, const SeedsSchedule& schedule, int64_t batch,
                                SeedsDriver driver, const DeviceLimits& limits);
 
+inline size_t workspace_bytes(const ParallelLaunch& launch) { return launch.slots * launch.slot_bytes; }
+
 // The state of a block: what lies in its shared memory, then what lies in its piece of the workspace.
 using BlockState = ParallelState<uint8_t, uint8_t, uint16_t>;
 using BlockManyBins = ParallelState<uint8_t, uint16_t, uint16_t>;  // with bins and histogram in the workspace

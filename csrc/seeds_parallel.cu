@@ -21,12 +21,10 @@ DeviceLimits device_limits() {
           attribute(cudaDevAttrClusterLaunch, device) != 0 && has_cluster_code()};
 }
 
-size_t seeds_parallel_cuda_bytes(const ParallelLaunch& launch) { return launch.slots * launch.slot_bytes; }
-
 void seeds_parallel_cuda(const SeedsBatch& images, int32_t* labels, const ParallelPlan& plan,
                          const ParallelLaunch& launch, int64_t stride, char* workspace, uintptr_t stream_handle) {
   const auto stream = reinterpret_cast<cudaStream_t>(stream_handle);
-  const SeedsOutput output{labels, static_cast<int>(stride)};
+  const SeedsOutput output{labels, static_cast<int>(std::min<int64_t>(stride, kMaxTeamSide))};
   if (launch.driver == SeedsDriver::block) {
     if (images.batch > 0) launch_block(images, output, plan, launch, workspace, stream);  // no empty grid
     return;

@@ -33,21 +33,23 @@ size_t slot_bytes(const SequentialPlan& plan) {
   return lay_out(plan, nullptr, &state);
 }
 
-}  // namespace
-
-int seeds_sequential_cuda_slots(const SequentialPlan& plan, int64_t batch, const DeviceLimits& limits) {
+int slots(const SequentialPlan& plan, int64_t batch, const DeviceLimits& limits) {
   const auto room = static_cast<int64_t>(std::max<size_t>(kWorkspace / slot_bytes(plan), 1));
   const int64_t resident = static_cast<int64_t>(limits.multiprocessors) * kBlocksPerMultiprocessor;
-  return static_cast<int>(std::min({batch, room, resident}));
+  return static_cast<int>(std::clamp<int64_t>(batch, 1, std::min(room, resident)));
 }
 
-size_t seeds_sequential_cuda_bytes(const SequentialPlan& plan, int slots) { return slots * slot_bytes(plan); }
+}  // namespace
 
-void seeds_sequential_cuda(const SeedsBatch& images, int32_t* labels, const SequentialPlan& plan, int slots,
-                           int64_t stride, char* workspace, uintptr_t stream) {
-  if (images.batch == 0) return;  // an empty grid is a launch error
-  seeds_sequential_kernel<<<slots, kThreads, 0, reinterpret_cast<cudaStream_t>(stream)>>>(
-      plan, images, labels, static_cast<int>(stride), workspace, slot_bytes(plan));
+size_t seeds_sequential_cuda_bytes(const SequentialPlan& plan, int64_t batch, const DeviceLimits& limits) {
+  return slots(plan, batch, limits) * slot_bytes(plan);
+}
+
+void seeds_sequential_cuda(const SeedsBatch& images, int32_t* labels, const SequentialPlan& plan,
+                           const DeviceLimits& limits, int64_t stride, char* workspace, uintptr_t stream) {
+  if (images.batch == 0) return;  // nothing to queue
+  seeds_sequential_kernel<<<slots(plan, images.batch, limits), kThreads, 0, reinterpret_cast<cudaStream_t>(stream)>>>(
+      plan, images, labels, static_cast<int>(std::min<int64_t>(stride, kMaxTeamSide)), workspace, slot_bytes(plan));
   check_launch("seeds");
 }
 

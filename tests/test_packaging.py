@@ -1,11 +1,13 @@
 """The sdist and the wheel are complete, and the build fails with advice rather than with a compiler's last words."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -180,11 +182,19 @@ def test_unknown_cuda_mode_is_refused(tmp_path):
     assert "auto, on or off, got 'maybe'" in result.stderr
 
 
-@pytest.mark.skipif(NVCC is None, reason="this machine has no nvcc")
-def test_cuda_build_cuts_the_architectures_to_those_nvcc_knows(tmp_path):
-    result = setup(["build_ext"], tmp_path, CAST_KERNELS_CUDA="on", CAST_KERNELS_CUDA_ARCHS="20-real;90-real")
+@pytest.fixture(scope="module")
+def cuda_build(tmp_path_factory):
+    """The extension built with nvcc for sm_90, and an architecture that no nvcc knows: the folder of the build."""
+    if NVCC is None:
+        pytest.skip("this machine has no nvcc")
+    folder = tmp_path_factory.mktemp("cuda")
+    result = setup(["build_ext"], folder, CAST_KERNELS_CUDA="on", CAST_KERNELS_CUDA_ARCHS="20-real;90-real")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    (extension,) = (tmp_path / "lib").rglob("_C.*")
+    return folder
+
+
+def test_cuda_build_cuts_the_architectures_to_those_nvcc_knows(cuda_build):
+    (extension,) = (cuda_build / "lib").rglob("_C.*")
     code = f"""
 import importlib.util, json
 spec = importlib.util.spec_from_file_location("_C", {str(extension)!r})
@@ -194,6 +204,51 @@ print(json.dumps(module.build_info()))
 """
     info = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert '"cuda_archs": ["90-real"]' in info
+
+
+def test_cuda_kernels_spill_nothing(cuda_build):
+    """What ptxas reported, which the build keeps: no kernel uses the stack, and all run with the threads they ask for."""
+    reports = {path.name: path.read_text() for path in (cuda_build / "temp" / "cmake" / "ptxas").glob("*.txt")}
+    assert set(reports) == {f"{path.name}.txt" for path in (ROOT / "csrc").glob("*.cu")}
+    kernels = re.findall(
+        r"Function properties for (\S+)\n\s+(\d+) bytes stack frame, (\d+) bytes spill stores.*\n.*Used (\d+) registers",
+        "".join(reports.values()),
+    )
+    names = "".join(name for name, *_ in kernels)
+    for expected in ("rgb_to_lab", "seeds_block", "seeds_cluster", "seeds_step", "seeds_sequential"):
+        assert expected in names
+    for name, stack, spilled, registers in kernels:
+        assert (stack, spilled) == ("0", "0"), f"{name}: {stack} bytes of stack, {spilled} spilled"
+        if "seeds_block" in name:
+            assert int(registers) * 1024 <= 65536  # of a multiprocessor
+
+
+@pytest.mark.skipif(NVCC is None, reason="this machine has no nvcc")
+def test_every_default_architecture_compiles(tmp_path):
+    """With little optimisation, as compiling it all in full takes minutes."""
+    archs = [arch.partition("-")[0] for arch in default_architectures()]
+    sources = sorted((ROOT / "csrc").glob("*.cu"))
+    flags = ["-std=c++17", "--fmad=false", "-cubin", "-Xcicc", "-O1", "-Xptxas", "-O1"]
+
+    def compile_one(job):
+        source, arch = job
+        output = tmp_path / f"{source.stem}_{arch}.cubin"
+        run = subprocess.run(
+            [NVCC, *flags, f"-arch=sm_{arch}", "-o", output, source], capture_output=True, text=True, check=False
+        )
+        return source.name, arch, run.returncode, run.stderr
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = list(pool.map(compile_one, [(source, arch) for source in sources for arch in archs]))
+    assert not [result for result in results if result[2] != 0]
+
+
+def default_architectures():
+    """DEFAULT_ARCHS of setup.py, which CMakeLists.txt repeats."""
+    (line,) = [line for line in (ROOT / "setup.py").read_text().splitlines() if line.startswith("DEFAULT_ARCHS")]
+    archs = line.split('"')[1]
+    assert f'set(CAST_KERNELS_CUDA_ARCHS "{archs}"' in (ROOT / "CMakeLists.txt").read_text()
+    return archs.split(";")
 
 
 def test_extension_builds_for_every_python_that_is_installed(tmp_path):

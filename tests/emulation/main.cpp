@@ -1,13 +1,13 @@
 // Runs the GPU's code for SEEDS on threads of the CPU and compares every label with the CPU's own drivers.
 //
-//   emulation parallel|sequential|race THREADS...
+//   emulation alone              one thread: every kind of image and every setting
+//   emulation teams THREADS...   teams of so many threads: small images
+//   emulation race THREADS...    the least that has all steps, for -fsanitize=thread
 //
-// Exits with 1 and a line for each difference. THREADS are sizes of teams.
+// Exits with 1 and a line for each difference.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
-#include <functional>
 #include <random>
 #include <string>
 #include <vector>
@@ -223,43 +223,45 @@ void run_sequential(const Picture& picture, const SequentialRequest& request, co
 
 const char* const kPictures[] = {"photo", "noise", "constant", "two colours", "gradient"};
 
-void all_parallel(const std::vector<int>& teams) {
-  std::vector<int> alone;
-  std::vector<int> many;
-  for (const int threads : teams) (threads == 1 ? alone : many).push_back(threads);
+void parallel_alone() {
   const Request requests[] = {{60, "best", {15, true}, 1}, {20, "fast", {5, true}, 4}, {60, "fast", {15, false}, 7}};
   for (const char* const name : kPictures) {
-    for (const auto& [height, width] : {std::pair{64, 64}, {97, 131}, {41, 160}}) {
-      for (const Request& request : requests) run_parallel(picture(name, height, width), request, alone);
-    }
-    run_parallel(picture(name, 37, 50), {24, "fast", {15, true}, 2}, many);
+    for (const Request& request : requests) run_parallel(picture(name, 67, 82), request, {1});
+    run_parallel(picture(name, 41, 97), requests[0], {1});
   }
-  run_parallel(picture("photo", 150, 210), {10, "best", {3, true}, 1}, alone);    // dense cells
-  run_parallel(picture("noise", 200, 200), {10, "fast", {40, false}, 1}, alone);  // thousands of bins
-  run_parallel(picture("photo", 300, 320), {1000, "fast", {15, true}, 8}, alone);  // 16-bit labels
-  run_parallel(picture("photo", 13, 13), {1, "best", {15, true}, 1}, teams);
-  run_parallel(picture("photo", 900, 840), {10, "fast", {8, true}, 1}, alone);  // more than 65,535 pixels a label
-  run_parallel(picture("gradient", 60, 90), {10, "fast", {2, false}, 1}, many);  // dense cells
+  run_parallel(picture("photo", 120, 150), {10, "best", {3, true}, 1}, {1});      // dense cells
+  run_parallel(picture("noise", 120, 120), {10, "fast", {40, false}, 1}, {1});    // thousands of bins
+  run_parallel(picture("photo", 150, 150), {400, "fast", {15, true}, 8}, {1});    // 16-bit labels
+  run_parallel(picture("photo", 360, 360), {10, "fast", {8, true}, 1}, {1});      // labels of over 65,535 pixels
+  run_parallel(picture("photo", 13, 13), {1, "best", {15, true}, 1000}, {1, 7});  // the smallest
 }
 
-void all_sequential(const std::vector<int>& teams) {
-  std::vector<int> alone;
-  std::vector<int> many;
-  for (const int threads : teams) (threads == 1 ? alone : many).push_back(threads);
+void parallel_teams(const std::vector<int>& teams) {
+  for (const char* const name : kPictures) {
+    run_parallel(picture(name, 37, 50), {24, "fast", {15, true}, 2}, {teams[0]});
+  }
+  run_parallel(picture("photo", 29, 34), {16, "fast", {15, true}, 1}, teams);
+  run_parallel(picture("gradient", 60, 90), {10, "fast", {2, false}, 1}, {teams[0]});  // dense cells
+}
+
+void sequential_alone() {
   const SequentialRequest requests[] = {
       {60, 1, {15, 2, 20, false, true}}, {40, 3, {15, 0, 5, true, true}}, {90, 1, {15, 3, 8, false, false}},
       {50, 4, {8, 5, 4, true, false}},   {100, 1, {1, 1, 4, false, true}}, {30, 1, {20, 4, 0, false, true}}};
   for (const char* const name : kPictures) {
     for (const auto& [height, width] : {std::pair{64, 63}, {97, 131}, {41, 160}}) {
-      for (const SequentialRequest& request : requests) run_sequential(picture(name, height, width), request, alone);
+      for (const SequentialRequest& request : requests) run_sequential(picture(name, height, width), request, {1});
     }
   }
-  for (const char* const name : {"photo", "noise", "gradient"}) {
-    run_sequential(picture(name, 37, 50), {24, 1, {15, 2, 4, false, true}}, many);
-  }
-  run_sequential(picture("photo", 40, 33), {20, 2, {5, 1, 3, true, true}}, many);
   // Blocks so large that the products of counts pass 2^24 and the order of OpenCV's sum may matter.
-  run_sequential(picture("noise", 1000, 1000), {10, 3, {15, 2, 1, false, false}}, alone);
+  run_sequential(picture("noise", 700, 700), {10, 3, {15, 2, 1, false, false}}, {1});
+}
+
+void sequential_teams(const std::vector<int>& teams) {
+  for (const char* const name : {"photo", "noise", "gradient"}) {
+    run_sequential(picture(name, 37, 50), {24, 1, {15, 2, 4, false, true}}, {teams[0]});
+  }
+  run_sequential(picture("photo", 40, 33), {20, 2, {5, 1, 3, true, true}}, teams);
 }
 
 }  // namespace
@@ -268,18 +270,19 @@ int main(int argc, char** argv) {
   const std::string mode = argc > 1 ? argv[1] : "";
   std::vector<int> teams;
   for (int i = 2; i < argc; ++i) teams.push_back(std::atoi(argv[i]));
-  if (mode == "parallel") {
-    all_parallel(teams);
-  } else if (mode == "sequential") {
-    all_sequential(teams);
-  } else if (mode == "race") {
-    for (const char* const name : {"photo", "noise"}) {
-      run_parallel(picture(name, 29, 34), {16, "fast", {15, true}, 1}, teams);
-      run_sequential(picture(name, 29, 34), {16, 2, {15, 2, 3, true, true}}, teams);
-    }
-    run_parallel(picture("photo", 60, 90), {10, "fast", {2, false}, 1}, teams);  // dense cells
+  const bool has_teams = !teams.empty();
+  if (mode == "alone") {
+    parallel_alone();
+    sequential_alone();
+  } else if (mode == "teams" && has_teams) {
+    parallel_teams(teams);
+    sequential_teams(teams);
+  } else if (mode == "race" && has_teams) {
+    run_parallel(picture("photo", 29, 34), {16, "fast", {15, true}, 1}, teams);
+    run_parallel(picture("gradient", 48, 60), {10, "fast", {2, false}, 1}, teams);  // dense cells
+    run_sequential(picture("photo", 29, 34), {16, 2, {15, 2, 3, true, true}}, teams);
   } else {
-    std::fprintf(stderr, "usage: emulation parallel|sequential|race THREADS...\n");
+    std::fprintf(stderr, "usage: emulation alone, or teams|race THREADS...\n");
     return 2;
   }
   std::printf("%d runs, %d differ\n", runs, failures);
