@@ -52,7 +52,7 @@ def segment_mean(
         ValueError: Shapes, grids or devices do not fit, or an interpolation is unknown.
 
     Differentiable in ``x`` and ``add``, twice. Deterministic, forward and backward: bitwise equal from run to run. On
-    CUDA, float64 and more than 16384 segments run the plain PyTorch definition, all else kernels that never wait for
+    CUDA, float64 and more than 16383 segments run the plain PyTorch definition, all else kernels that never wait for
     the host.
     """
     check_float("x", x)

@@ -283,8 +283,8 @@ def _gram_constants(N: int, C: int, itemsize: int, precision: str, arch: int) ->
     small = exact or N <= 64  # the exact mode holds two sums: small tiles, but more blocks at once
     default = {"BLOCK_M": 64, "num_warps": 4} if small else {"BLOCK_M": 128, "num_warps": 8}
     default |= {"BLOCK_C": 32, "num_stages": 2}
-    if arch >= 120 and exact and itemsize == 2:  # with two stages the assembler spills to fit one block more
-        default["num_stages"] = 3
+    if arch >= 120 and exact and itemsize == 2:  # left alone, the assembler spills to admit one more block
+        default["maxnreg"] = 255
     chosen = tiles(f"farthest_point_sample.gram_kernel.{precision}", arch, default, N=N, C=C, itemsize=itemsize)
     rows = block(N) if N <= WHOLE else PART
     mean = max(1, min(32, 1024 * chosen["num_warps"] // rows))  # 32 numbers per thread
