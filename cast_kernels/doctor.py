@@ -23,6 +23,7 @@ from cast_kernels import (
     unpool_concat,
     unpool_linear,
 )
+from cast_kernels._cuda import has_kernels
 from cast_kernels._version import __version__
 from cast_kernels.labels_to_edges import MAX_SEGMENTS as MAX_EDGE_SEGMENTS
 from cast_kernels.rgb_to_lab import rgb_to_lab_ref
@@ -120,6 +121,8 @@ def _lab_backend(device: str) -> tuple[str, str]:
 def _kernel(device: str, beyond: str = "float64 runs") -> tuple[str, str]:
     if device == "cpu":
         return "PyTorch reference", "the CPU's path"
+    if not has_kernels(torch.device(device)):
+        return "PyTorch reference", "the kernels need a GPU of compute capability 8.0 or newer"
     return f"Triton {metadata.version('triton')}", f"{beyond} the PyTorch reference"
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cast_kernels._checks import check_count, check_float, check_same_device, shown
+from cast_kernels._cuda import has_kernels
 from cast_kernels._vmap import folded
 
 _MEAN = -1  # the start of the registered op: an index, or this
@@ -119,7 +120,7 @@ _op = torch.library.custom_op("cast_kernels::farthest_point_sample", mutates_arg
 
 @_op.register_kernel("cuda")
 def _cuda(x: Tensor, num_samples: int, start: int, mask: Tensor | None, precision: str, duplicates: str) -> Tensor:
-    if x.dtype == torch.float64:
+    if x.dtype == torch.float64 or not has_kernels(x.device):
         return farthest_point_sample_ref(x, num_samples, start, mask, precision, duplicates)
     from cast_kernels.kernels import farthest_point_sample as kernels
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from cast_kernels._checks import check_count, check_labels, shown
+from cast_kernels._cuda import has_kernels
+from cast_kernels._vmap import folded
 from cast_kernels.superpixel_summary import MAX_PIXELS
 
 MAX_SEGMENTS = 16_384  # above, the reference runs: the kernels hold a bit for each pair of segments
@@ -76,7 +78,8 @@ def _op(labels: Tensor, num_segments: int, max_edges: int) -> tuple[Tensor, Tens
 
 @_op.register_kernel("cuda")
 def _cuda(labels, num_segments, max_edges):
-    if num_segments > MAX_SEGMENTS or labels.shape[1] * labels.shape[2] > MAX_PIXELS:
+    large = num_segments > MAX_SEGMENTS or labels.shape[1] * labels.shape[2] > MAX_PIXELS
+    if large or not has_kernels(labels.device):
         return labels_to_edges_ref(labels, num_segments, max_edges)
     from cast_kernels.kernels import labels_to_edges as kernels
 
@@ -88,3 +91,6 @@ def _cuda(labels, num_segments, max_edges):
 def _(labels, num_segments, max_edges):
     B = labels.shape[0]
     return labels.new_empty(B, max_edges, 2, dtype=torch.int64), labels.new_empty(B, dtype=torch.int64)
+
+
+_op.register_vmap(folded(_op))

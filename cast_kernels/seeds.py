@@ -19,6 +19,7 @@ from torch import Tensor
 from cast_kernels import _ext
 from cast_kernels._checks import check_count
 from cast_kernels._rgb import channel_dim
+from cast_kernels._vmap import folded
 
 ORDERS = ("parallel", "sequential")
 QUALITIES = ("best", "fast")
@@ -344,3 +345,7 @@ def _(image, num_superpixels, quality, bins, lab, stride):
 @_sequential_op.register_fake
 def _(image, num_superpixels, bins, prior, iterations, num_levels, double_step, lab, stride):
     return _empty_labels(image, stride, image.device)
+
+
+_parallel_op.register_vmap(folded(_parallel_op))
+_sequential_op.register_vmap(folded(_sequential_op))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cast_kernels._checks import check_count, check_float, check_labels, check_same_device, shown
+from cast_kernels._cuda import has_kernels
 from cast_kernels._rows import accumulator, full_precision, gather_rows, sum_rows
 from cast_kernels._vmap import fold, unfold
 
@@ -51,7 +52,7 @@ def segment_mean(
         ValueError: Shapes, grids or devices do not fit, or an interpolation is unknown.
 
     Differentiable in ``x`` and ``add``, twice. Deterministic, forward and backward: bitwise equal from run to run. On
-    CUDA, float64 and more than 16384 segments run the plain PyTorch definition, all else kernels that never wait for
+    CUDA, float64 and more than 16383 segments run the plain PyTorch definition, all else kernels that never wait for
     the host.
     """
     check_float("x", x)
@@ -166,7 +167,7 @@ def _(x, labels, num_segments, add=None, interpolation=None, add_interpolation=N
 
 @_op.register_kernel("cuda")
 def _cuda(x, labels, num_segments, add=None, interpolation=None, add_interpolation=None):
-    if not _has_kernel(x.dtype, num_segments) or (add is not None and add.dtype == torch.float64):
+    if not _has_kernel(x, num_segments) or (add is not None and add.dtype == torch.float64):
         return segment_mean_ref(x, labels, num_segments, add, interpolation, add_interpolation)
     from cast_kernels.kernels import segment_mean as kernels
 
@@ -174,9 +175,9 @@ def _cuda(x, labels, num_segments, add=None, interpolation=None, add_interpolati
         return kernels.forward(x, labels, num_segments, add, interpolation, add_interpolation)
 
 
-def _has_kernel(dtype: torch.dtype, num_segments: int) -> bool:
-    """float64 and very many segments take the reference, on every device."""
-    return dtype != torch.float64 and num_segments <= MAX_SEGMENTS
+def _has_kernel(x: Tensor, num_segments: int) -> bool:
+    """float64, very many segments and old GPUs take the reference."""
+    return x.dtype != torch.float64 and num_segments <= MAX_SEGMENTS and has_kernels(x.device)
 
 
 # 4. Gradient: each pixel gets the gradient of its segment's mean over the count, a gather
@@ -224,7 +225,7 @@ def _(grad_mean, labels, count, shape, interpolation, dtype, channels_first):
 
 @_op_backward.register_kernel("cuda")
 def _backward_cuda(grad_mean, labels, count, shape, interpolation, dtype, channels_first):
-    if not _has_kernel(dtype, grad_mean.shape[1]) or grad_mean.dtype == torch.float64:
+    if not _has_kernel(grad_mean, grad_mean.shape[1]) or dtype == torch.float64:
         return segment_mean_backward_ref(grad_mean, labels, count, shape, interpolation, dtype, channels_first)
     from cast_kernels.kernels import segment_mean as kernels
 

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from cast_kernels._checks import check_count, check_labels, check_same_device, shown
+from cast_kernels._cuda import has_kernels
 from cast_kernels._rgb import channel_dim
 from cast_kernels._rows import sum_rows
+from cast_kernels._vmap import folded
 
 BOUNDARIES = ("thin", "thick")
 MAX_PIXELS = 2**30  # of an image, for the kernels' 32-bit positions; above, the reference runs
@@ -121,7 +123,7 @@ _op = torch.library.custom_op("cast_kernels::superpixel_summary", mutates_args=(
 
 @_op.register_kernel("cuda")
 def _cuda(labels, num_segments, image, thick):
-    if labels.shape[1] * labels.shape[2] > MAX_PIXELS:
+    if labels.shape[1] * labels.shape[2] > MAX_PIXELS or not has_kernels(labels.device):
         return superpixel_summary_ref(labels, num_segments, image, thick)
     from cast_kernels.kernels import superpixel_summary as kernels
 
@@ -138,3 +140,6 @@ def _(labels, num_segments, image, thick):
         labels.new_empty(B, S, 0 if image is None else 3, dtype=torch.float32),
         labels.new_empty(labels.shape, dtype=torch.bool),
     )
+
+
+_op.register_vmap(folded(_op))

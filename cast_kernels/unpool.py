@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cast_kernels._checks import check_float, check_index, check_same_device, shown
+from cast_kernels._cuda import has_kernels
 from cast_kernels._rows import accumulator, full_precision, gather_rows, sum_rows
 from cast_kernels._vmap import folded
 
@@ -119,7 +120,7 @@ def _op(levels: Sequence[Tensor], parents: Sequence[Tensor]) -> Tensor:
 
 @_op.register_kernel("cuda")
 def _cuda(levels: Sequence[Tensor], parents: Sequence[Tensor]) -> Tensor:
-    if levels[0].dtype == torch.float64:
+    if levels[0].dtype == torch.float64 or not has_kernels(levels[0].device):
         return unpool_concat_ref(levels, parents).contiguous()
     from cast_kernels.kernels import unpool as kernels
 
@@ -156,7 +157,7 @@ _op_backward = torch.library.custom_op("cast_kernels::unpool_concat_backward", m
 def _backward_cuda(
     grad: Tensor, parents: Sequence[Tensor], sizes: Sequence[int], channels: Sequence[int]
 ) -> list[Tensor]:
-    if grad.dtype == torch.float64:
+    if grad.dtype == torch.float64 or not has_kernels(grad.device):
         return unpool_concat_backward_ref(grad, parents, sizes, channels)
     from cast_kernels.kernels import unpool as kernels
 

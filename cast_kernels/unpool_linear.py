@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cast_kernels._checks import check_float, check_same_device, shown
+from cast_kernels._cuda import has_kernels
 from cast_kernels._rows import accumulator, full_precision, gather_rows, sum_rows
 from cast_kernels._vmap import folded
 from cast_kernels.unpool import check_levels, parent_chains
@@ -79,7 +80,7 @@ _op = torch.library.custom_op("cast_kernels::unpool_sum", mutates_args=())(unpoo
 
 @_op.register_kernel("cuda")
 def _cuda(levels: Sequence[Tensor], parents: Sequence[Tensor]) -> Tensor:
-    if levels[0].dtype == torch.float64:
+    if levels[0].dtype == torch.float64 or not has_kernels(levels[0].device):
         return unpool_sum_ref(levels, parents)
     from cast_kernels.kernels import unpool_linear as kernels
 
@@ -108,7 +109,7 @@ _op_backward = torch.library.custom_op("cast_kernels::unpool_sum_backward", muta
 
 @_op_backward.register_kernel("cuda")
 def _backward_cuda(grad: Tensor, parents: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-    if grad.dtype == torch.float64:
+    if grad.dtype == torch.float64 or not has_kernels(grad.device):
         return unpool_sum_backward_ref(grad, parents, sizes)
     from cast_kernels.kernels import unpool_linear as kernels
 

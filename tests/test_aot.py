@@ -12,7 +12,7 @@ from conftest import ROOT
 import cast_kernels.kernels
 
 MODULES = [m.name for m in pkgutil.iter_modules(cast_kernels.kernels.__path__) if not m.name.startswith("_")]
-ARCHITECTURES = (80, 86, 90, 100)
+ARCHITECTURES = (80, 86, 90, 100, 120)
 
 # A process of its own, without the interpreter that the other tests run kernels in.
 COMPILE = """

@@ -142,6 +142,7 @@ def test_the_projector_of_dense_pretraining(tmp_path):
     retrieval = CastSegConfig(
         **{**POOLED, "num_classes": 0}, pos_embed_size=224, head="projector", projector_dims=(8, 8, 4)
     )
+    retrieval = dataclasses.replace(retrieval, superpixels=retrieval.superpixels.as_published())
     torch.manual_seed(0)
     model = build_model(retrieval)
     state = {n: v for n, v in to_official(model).items() if n != "pos_embed"}

@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import cast_kernels
 from cast_kernels import doctor
@@ -103,3 +104,27 @@ def test_every_public_op_is_examined():
     functions = {name for name in cast_kernels.__all__ if not isinstance(getattr(cast_kernels, name), type | str)}
     functions -= {"seeds_count", "register_flop_formulas"}  # no ops
     assert functions == OPS == set(doctor._OPS)
+
+
+def test_an_old_gpu_runs_the_references(monkeypatch):
+    """Kernels are not even imported there, and doctor says so."""
+    import cast_kernels as ops
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+    backend, reason = doctor._kernel("cuda")
+    assert backend == "PyTorch reference"
+    assert "8.0" in reason
+    x, index = torch.randn(2, 9, 4), torch.arange(18).view(2, 9) % 4
+    for module, arguments in (
+        ("assign_pool", (x, index[:, :3], x, 5.0)),
+        ("farthest_point_sample", (x, 3, -1, None, "exact", "distinct")),
+        ("segment_mean", (x[:, None], index[:, None], 4)),
+        ("unpool", ([x, x[:, :4]], [index])),
+        ("unpool_linear", ([x, x[:, :4]], [index])),
+    ):
+        page = sys.modules[f"{ops.__name__}.{module}"]
+        found, expected = page._cuda(*arguments), page._op(*arguments)
+        pairs = zip(found, expected, strict=True) if isinstance(found, tuple) else [(found, expected)]
+        assert all(torch.equal(a, b) for a, b in pairs)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
+    assert doctor._kernel("cuda")[0].startswith("Triton")

@@ -115,6 +115,14 @@ def test_strides_do_not_matter():
     assert torch.equal(farthest_point_sample(x.mT.contiguous().mT, 9), farthest_point_sample(x, 9))
 
 
+def test_autocast_does_not_change_the_picks_and_runs_are_equal(device):
+    x = (torch.randn(2, 60, 24, generator=torch.Generator().manual_seed(0)) + 5).to(device)
+    picks = farthest_point_sample(x, 20)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        assert torch.equal(farthest_point_sample(x, 20), picks)
+    assert all(torch.equal(farthest_point_sample(x, 20), picks) for _ in range(20))
+
+
 def test_runs_through_a_graph_that_needs_gradients():
     x = tokens(2, 20, 6).requires_grad_()
     assert not farthest_point_sample(x * 2, 4).requires_grad

@@ -86,6 +86,26 @@ def test_columns_are_shared_out(dtype, monkeypatch, poison):
     assert_forward(inputs(2, 40, 9, 24, 648, dtype), 5.0)
 
 
+@pytest.mark.parametrize("kappa", [0.1, 40.0])
+@pytest.mark.parametrize("shape", [(2, 63, 17, 8, 24), (1, 300, 20, 40, 72)])
+def test_shares_of_a_token_sum_to_one(shape, kappa):
+    """So the pooled values, each as often as its cluster weighs, sum to what the tokens sum to."""
+    u, centroids, z = inputs(*shape)
+    logits, pooled, _ = kernels.forward(u, centroids, z, kappa)
+    weight = logits.double().softmax(-1).sum(1)
+    torch.testing.assert_close((weight[..., None] * pooled).sum(1), z.double().sum(1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 63, 17, 8, 24), (1, 300, 20, 40, 72)])
+def test_pooling_is_the_adjoint_of_its_gradient(shape):
+    u, centroids, z = inputs(*shape)
+    _, grad = output_grads(*shape)
+    _, pooled, _ = kernels.forward(u, centroids, z, 5.0)
+    none = torch.zeros(*u.shape[:2], shape[2]).to(u)
+    _, grad_z = assign_pool_backward.backward(u, centroids, z, 5.0, none, grad)
+    torch.testing.assert_close((pooled.double() * grad).sum(), (grad_z.double() * z).sum(), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(2, 33, 8, 8, 16), (1, 270, 8, 8, 16)])
 def test_views(shape, dtype):

@@ -9,6 +9,7 @@ from cast_kernels.farthest_point_sample import farthest_point_sample_ref as refe
 from cast_kernels.testing import farthest_point_oracle
 
 kernels = pytest.importorskip("cast_kernels.kernels.farthest_point_sample", reason="needs triton")
+farthest_point_gram = pytest.importorskip("cast_kernels.kernels.farthest_point_gram", reason="needs triton")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of NaN and infinity in the interpreter
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -129,6 +130,7 @@ def test_fast_picks_what_is_farthest_to_bfloat16(start, dtype):
 def test_the_error_bound_holds(dtype):
     """Every distance from the Gram matrix lies within what the selection takes for its error, and not far within."""
     x = tokens(1, 90, 50, dtype).to(KERNEL_DEVICE) + 4
+    x = kernels.aligned(x)
     gram, stats, start = kernels.distances(x, x, False, -1, "exact")
     gram, (norm, bound, ratio), z = gram[0, :, :90].double(), stats[0, :, :90].double(), x[0].double()
     found = norm[:, None] + norm - 2 * gram
@@ -167,6 +169,31 @@ def test_runs_are_bitwise_equal():
 
 def test_larger_blocks_of_tokens_and_channels():
     assert_equals_reference(tokens(1, 300, 70), 12)
+
+
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_more_tokens_than_one_program_holds(masked, precision, monkeypatch, poison):
+    """The mean and the distances to it are made in parts, with a NaN in one of them."""
+    monkeypatch.setattr(farthest_point_gram, "WHOLE", 32)
+    monkeypatch.setattr(farthest_point_gram, "PART", 32)
+    x = tokens(1, 70, 50)
+    x[0, 40, 3], x[0, 65] = torch.nan, 50.0
+    mask = (torch.arange(70)[None] % 7 != 3) if masked else None
+    assert sample(x, 1, mask=mask, precision=precision).tolist() == [[65]]
+    if precision == "exact":
+        assert_equals_reference(x, 70, mask=mask)  # to the last, the NaN and the masked ones
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_that_are_not_aligned_are_copied(dtype):
+    x = tokens(2, 20, 32, dtype)
+    assert kernels.aligned(x).data_ptr() == x.data_ptr()
+    wide = torch.zeros(2, 21, 40, dtype=dtype)
+    for view in (wide[:, 1:, :32], wide[:, 1:, 3:35], wide[:, 1:, :7]):
+        copy = kernels.aligned(view)
+        assert torch.equal(copy, view)
+        assert copy.stride(1) % 16 == copy.data_ptr() % 16 == 0
 
 
 def test_rejects_more_tokens_than_32_bits_index():

@@ -81,6 +81,25 @@ def test_compile_fullgraph(K, device):
     assert torch.equal(grad, expected)
 
 
+def test_autocast_does_not_lower_the_precision(device):
+    levels, parents = inputs((13, 4, 3), (5, 6, 2), dtype=torch.float32, device=device)
+    leaves = [x.requires_grad_() for x in levels]
+    expected = unpool_concat(leaves, parents)
+    gradients = torch.autograd.grad(expected.square().sum(), leaves)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        found = unpool_concat(leaves, parents)
+        grads = torch.autograd.grad(found.square().sum(), leaves)
+    assert torch.equal(found, expected)
+    assert all(torch.equal(a, b) for a, b in zip(grads, gradients, strict=True))
+
+
+def test_runs_are_bitwise_equal(device):
+    levels, parents = inputs((196, 64, 32), (8, 16, 8), dtype=torch.float32, device=device)
+    leaves = [x.requires_grad_() for x in levels]
+    runs = [torch.autograd.grad(unpool_concat(leaves, parents).square().sum(), leaves) for _ in range(20)]
+    assert all(torch.equal(a, b) for run in runs for a, b in zip(run, runs[0], strict=True))
+
+
 def test_result_owns_its_memory():
     levels, _ = inputs((5,), (3,))
     unpool_concat(levels, []).zero_()

@@ -4,7 +4,6 @@ A vector near the mean is taken off, the rest is split into two bfloat16 parts, 
 summed; the fast mode makes one. What a bound is made of stands at ``_rounding``.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from cast_kernels.kernels._aot import Case
 from cast_kernels.kernels._tiles import OLDEST, architecture, tiles
 
 SAMPLE = 16  # tokens, spread evenly, whose mean is the centre
+WHOLE, PART = 1024, 256  # tokens that the program of the mean takes at once: all, or where they are more, parts
 
 LARGE = tl.constexpr(2.0**120)  # above it a squared norm counts as overflow
 
@@ -27,7 +27,7 @@ def gram_kernel(
     gram_ptr,  # [B, N, LD] float32
     stats_ptr,  # [B, 3, LD] float32: G_ii (-1: has a NaN, inf: too large), error bound of distances, (|rest| / |z|)²
     start_ptr,  # [B, LD] float64: squared distance to the mean of the valid tokens
-    x_batch,  # strides, in multiples of ALIGN
+    x_batch,  # strides, in multiples of 16
     x_row,
     N,
     lines,  # LD / 16
@@ -37,23 +37,26 @@ def gram_kernel(
     START_MEAN: tl.constexpr,  # one more program per image, the first, makes the distances to the mean
     EXACT: tl.constexpr,
     UPCAST: tl.constexpr,
-    ALIGN: tl.constexpr,
     SAMPLE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_N: tl.constexpr,
     MEAN_C: tl.constexpr,
+    PARTS: tl.constexpr,  # whether that program takes its tokens BLOCK_N at a time
 ):
     """One tile on or below the diagonal per program, also stored transposed."""
     programs = num_tiles + START_MEAN
     b = (tl.program_id(0) // programs).to(tl.int64)
     tile = tl.program_id(0) % programs - START_MEAN
-    x_row = x_row.to(tl.int64) * ALIGN  # the compiler sees what divides the product
-    x_ptr += b * x_batch * ALIGN
+    x_row = x_row.to(tl.int64) * 16  # the compiler sees what divides the product
+    x_ptr += b * x_batch * 16
     LD = lines * 16
     mask_ptr += b * N
     if START_MEAN & (tile < 0):
-        _mean_distances(x_ptr, mask_ptr, start_ptr + b * LD, x_row, N, C, HAS_MASK, EXACT, BLOCK_N, MEAN_C)
+        if PARTS:
+            _mean_distances_in_parts(x_ptr, mask_ptr, start_ptr + b * LD, x_row, N, C, HAS_MASK, EXACT, BLOCK_N, MEAN_C)
+        else:
+            _mean_distances(x_ptr, mask_ptr, start_ptr + b * LD, x_row, N, C, HAS_MASK, EXACT, BLOCK_N, MEAN_C)
     else:
         gram_ptr += b * N * LD
         stats_ptr += b * 3 * LD
@@ -190,6 +193,56 @@ def _mean_distances(
     tl.store(start_ptr + n, tl.where(total == total, total, 0.0).to(tl.float64), mask=inside)
 
 
+@triton.jit
+def _mean_distances_in_parts(
+    x_ptr,
+    mask_ptr,
+    start_ptr,  # holds -1 for what is not counted, until the end; the distances of the others grow there
+    x_row,
+    N,
+    C: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    EXACT: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The same where not all tokens fit a program at once. Of tokens that are not counted the distance is 0."""
+    dtype: tl.constexpr = tl.float64 if EXACT else tl.float32
+    count = 0
+    for first in range(0, N, BLOCK_N):
+        n = first + tl.arange(0, BLOCK_N)
+        broken = tl.zeros((BLOCK_N,), tl.int32)
+        for c0 in range(0, C, BLOCK_C):
+            x = load_rows(x_ptr, n, n < N, x_row, c0, C, BLOCK_C).to(tl.float32)
+            broken = tl.maximum(broken, tl.max((x != x).to(tl.int32), 1))
+        counted = (n < N) & (broken == 0)
+        if HAS_MASK:
+            counted = counted & (tl.load(mask_ptr + n, mask=n < N, other=0) != 0)
+        count += tl.sum(counted.to(tl.int32), 0)
+        tl.store(start_ptr + n, tl.where(counted, 0.0, -1.0).to(tl.float64), mask=n < N)
+    share = 1.0 / tl.maximum(count, 1).to(dtype)
+    for c0 in range(0, C, BLOCK_C):
+        tl.debug_barrier()  # what other threads stored is read
+        total = tl.zeros((BLOCK_N, BLOCK_C), dtype)
+        for first in range(0, N, BLOCK_N):
+            n = first + tl.arange(0, BLOCK_N)
+            counted = tl.load(start_ptr + n, mask=n < N, other=-1.0) != -1.0
+            total += tl.where(counted[:, None], load_rows(x_ptr, n, n < N, x_row, c0, C, BLOCK_C).to(dtype), 0.0)
+        mean = tl.sum(total, 0) * share
+        tl.debug_barrier()
+        for first in range(0, N, BLOCK_N):
+            n = first + tl.arange(0, BLOCK_N)
+            so_far = tl.load(start_ptr + n, mask=n < N, other=-1.0)
+            x = load_rows(x_ptr, n, n < N, x_row, c0, C, BLOCK_C).to(dtype) - mean[None, :]
+            grown = so_far + tl.sum(x * x, 1).to(tl.float64)
+            tl.store(start_ptr + n, tl.where(so_far != -1.0, grown, -1.0), mask=n < N)
+    tl.debug_barrier()
+    for first in range(0, N, BLOCK_N):
+        n = first + tl.arange(0, BLOCK_N)
+        distance = tl.load(start_ptr + n, mask=n < N, other=0.0)
+        tl.store(start_ptr + n, tl.where((distance == distance) & (distance != -1.0), distance, 0.0), mask=n < N)
+
+
 # 2. Launcher
 def distances(x: Tensor, valid: Tensor, has_mask: bool, start: int, precision: str) -> tuple[Tensor, Tensor, Tensor]:
     """What ``gram_kernel`` makes, whose arguments say what it is: the Gram matrix, its statistics, the start."""
@@ -198,21 +251,25 @@ def distances(x: Tensor, valid: Tensor, has_mask: bool, start: int, precision: s
     gram = torch.empty(B, N, 16 * lines, dtype=torch.float32, device=x.device)
     stats = torch.empty(B, 3, 16 * lines, dtype=torch.float32, device=x.device)
     distance = torch.empty(B, 16 * lines, dtype=torch.float64, device=x.device)
-    strides, options = strides_of(x)
-    constants = _gram_constants(N, C, x.element_size(), precision, architecture(x.device)) | options
+    constants = _gram_constants(N, C, x.element_size(), precision, architecture(x.device))
     rows = triton.cdiv(N, constants["BLOCK_M"])
     num_tiles = rows * (rows + 1) // 2
     gram_kernel[B * (num_tiles + (start < 0)),](
-        x, valid, gram, stats, distance, *strides, N, lines, num_tiles,
+        x, valid, gram, stats, distance, x.stride(0) // 16, x.stride(1) // 16, N, lines, num_tiles,
         **constants, HAS_MASK=has_mask, START_MEAN=start < 0, UPCAST=x.device.type != "cuda", enable_fp_fusion=False,
     )  # fmt: skip
     return gram, stats, distance
 
 
-def strides_of(x: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
-    """Strides of images and tokens as multiples of what divides both: how wide a load may be."""
-    align = math.gcd(16, x.stride(0), x.stride(1))
-    return (x.stride(0) // align, x.stride(1) // align), {"ALIGN": align}
+def aligned(x: Tensor) -> Tensor:
+    """``x`` if each of its rows begins at 16 elements and 16 bytes, else a copy whose rows do: loads of whole vectors.
+
+    The copy costs less than the registers that other loads take.
+    """
+    if x.stride(2) == 1 and x.stride(0) % 16 == x.stride(1) % 16 == x.data_ptr() % 16 == 0:
+        return x
+    B, N, C = x.shape
+    return x.new_empty(B, N, 16 * triton.cdiv(C, 16))[..., :C].copy_(x)
 
 
 def block(N: int) -> int:
@@ -226,9 +283,12 @@ def _gram_constants(N: int, C: int, itemsize: int, precision: str, arch: int) ->
     small = exact or N <= 64  # the exact mode holds two sums: small tiles, but more blocks at once
     default = {"BLOCK_M": 64, "num_warps": 4} if small else {"BLOCK_M": 128, "num_warps": 8}
     default |= {"BLOCK_C": 32, "num_stages": 2}
+    if arch >= 120 and exact and itemsize == 2:  # left alone, the assembler spills to admit one more block
+        default["maxnreg"] = 255
     chosen = tiles(f"farthest_point_sample.gram_kernel.{precision}", arch, default, N=N, C=C, itemsize=itemsize)
-    mean = max(1, min(32, 1024 * chosen["num_warps"] // block(N)))  # 32 numbers per thread
-    return {"C": C, "EXACT": exact, "SAMPLE": SAMPLE, "BLOCK_N": block(N), "MEAN_C": mean} | chosen
+    rows = block(N) if N <= WHOLE else PART
+    mean = max(1, min(32, 1024 * chosen["num_warps"] // rows))  # 32 numbers per thread
+    return {"C": C, "EXACT": exact, "SAMPLE": SAMPLE, "BLOCK_N": rows, "MEAN_C": mean, "PARTS": N > WHOLE} | chosen
 
 
 # 3. What is compiled ahead of time: the launches of CAST-S and CAST-B, and the largest
@@ -249,7 +309,7 @@ def case(kernel: triton.JITFunction, shape: tuple[str, int, int], precision: str
     """One specialisation for a shape (dtype, N, C), aligned, without a mask, from the mean."""
     dtype, N, C = shape
     own = {"gram_ptr": "*fp32", "stats_ptr": "*fp32", "start_ptr": "*fp64", "out_ptr": "*i64"}
-    known = constants | {"HAS_MASK": False, "START_MEAN": True, "ALIGN": 16}
+    known = constants | {"HAS_MASK": False, "START_MEAN": True}
     launch = {key: known.pop(key) for key in ("num_warps", "num_stages", "maxnreg") if key in known}
     given = [argument for argument in kernel.arg_names if argument not in known]
     signature = {name: own.get(name, f"*{dtype}" if name.endswith("_ptr") else "i32") for name in given}

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cast_kernels.kernels._aot import Case
 from cast_kernels.kernels._tiles import OLDEST, architecture, tiles
-from cast_kernels.kernels.farthest_point_gram import SHAPES, block, case, distances, load_rows, strides_of
+from cast_kernels.kernels.farthest_point_gram import SHAPES, aligned, block, case, distances, load_rows
 
 MOST = 32768  # tokens: up to there offsets within one Gram matrix and sums of indices fit 32 bits
 FEW = 8  # candidates that are resolved one by one; more send the image to float64
@@ -40,7 +40,7 @@ def select_kernel(
     stats_ptr,  # [B, 3, LD] float32
     start_ptr,  # [B, LD] float64, read; working memory of the float64 distances
     out_ptr,  # [B, K] int64
-    x_batch,  # strides, in multiples of ALIGN
+    x_batch,  # strides, in multiples of 16
     x_row,
     N,
     K,
@@ -51,7 +51,6 @@ def select_kernel(
     START_MEAN: tl.constexpr,
     EXACT: tl.constexpr,
     DISTINCT: tl.constexpr,
-    ALIGN: tl.constexpr,
     FEW: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -59,8 +58,8 @@ def select_kernel(
 ):
     """All picks of one image; ``low`` and ``high`` enclose the minimum distances, -1 where no pick is allowed."""
     b = tl.program_id(0).to(tl.int64)
-    x_row = x_row.to(tl.int64) * ALIGN
-    x_ptr += b * x_batch * ALIGN
+    x_row = x_row.to(tl.int64) * 16
+    x_ptr += b * x_batch * 16
     LD = lines * 16
     gram_ptr += b * N * LD
     stats_ptr += b * 3 * LD
@@ -316,13 +315,13 @@ def forward(x: Tensor, num_samples: int, start: int, mask: Tensor | None, precis
     samples = torch.empty(B, num_samples, dtype=torch.int64, device=x.device)
     if B == 0:
         return samples
-    x = x if x.stride(2) == 1 else x.contiguous()
+    x = aligned(x)
     valid = x if mask is None else mask.contiguous().view(torch.uint8)
     gram, stats, distance = distances(x, valid, mask is not None, start, precision)
-    strides, options = strides_of(x)
-    constants = _select_constants(N, C, precision, architecture(x.device)) | options
+    constants = _select_constants(N, C, precision, architecture(x.device))
     select_kernel[B,](
-        x, valid, gram, stats, distance, samples, *strides, N, num_samples, gram.shape[2] // 16, max(start, 0),
+        x, valid, gram, stats, distance, samples, x.stride(0) // 16, x.stride(1) // 16, N, num_samples,
+        gram.shape[2] // 16, max(start, 0),
         **constants, HAS_MASK=mask is not None, START_MEAN=start < 0, DISTINCT=duplicates == "distinct",
         enable_fp_fusion=False,
     )  # fmt: skip
