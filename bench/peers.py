@@ -123,7 +123,7 @@ def scatter_add(grad: Tensor, parents: Tensor, num_coarse: int) -> Tensor:
 
 # seeds
 def opencv_seeds(images: Tensor, num_superpixels: int) -> Callable[[], object] | None:
-    """OpenCV's SEEDS of a batch of RGB images on the host, on all cores, with the published settings; None without it."""
+    """OpenCV's SEEDS of RGB images on all cores of the host, with the published settings; None where it is missing."""
     try:
         cv2 = importlib.import_module("cv2")
         create = cv2.ximgproc.createSuperpixelSEEDS

@@ -1,5 +1,5 @@
-// How parallel SEEDS runs on a GPU: which driver, how many images at a time, how much memory. Arithmetic on sizes and limits of
-// the device alone.
+// How parallel SEEDS runs on a GPU: which driver, how many images at a time, how much memory. Arithmetic on sizes and
+// limits of the device alone.
 #pragma once
 
 #include <cstddef>
@@ -25,7 +25,7 @@ struct DeviceLimits {
 
 struct ParallelLaunch {
   SeedsDriver driver;
-  int slots;    // images at a time, each with a piece of the workspace
+  int slots;  // images at a time, each with a piece of the workspace
   size_t slot_bytes;
   size_t shared_bytes;
   bool near_bins;      // block: bins in shared memory, too

@@ -206,8 +206,7 @@ CAST_HOST_DEVICE inline bool try_cell(const Warp& warp, const SequentialPlan& pl
                                       int cell, int from, int to, float required) {
   const CellBox box = cell_box(level, cell);
   count_cell(warp, state, box);
-  const bool moves =
-      confidence(warp, plan, state, scratch, num_bins, box.pixels(), from, to) > required;
+  const bool moves = confidence(warp, plan, state, scratch, num_bins, box.pixels(), from, to) > required;
   for (uint32_t bin = warp.rank(); bin < num_bins; bin += warp.size()) {
     const uint32_t count = state.cell_count[bin];
     if (count == 0) continue;
@@ -354,8 +353,8 @@ CAST_HOST_DEVICE inline PairMove decide_pair(const SequentialPlan& plan, const S
 }
 
 CAST_HOST_DEVICE inline void move_in_pair(const SequentialPlan& plan, const SequentialState& state,
-                                          const SequentialPlane& plane, const SequentialPlane& other,
-                                          uint32_t position, uint32_t from, uint32_t to) {
+                                          const SequentialPlane& plane, const SequentialPlane& other, uint32_t position,
+                                          uint32_t from, uint32_t to) {
   uint32_t* const bin = state.histogram + static_cast<size_t>(plane.bins[position]) * plan.num_labels;
   --bin[from];
   ++bin[to];
@@ -399,9 +398,9 @@ CAST_HOST_DEVICE inline void decide_pairs(const Warp& warp, const SequentialPlan
 
     uint32_t moved_second = 0;
     while (warp.ballot(active) != 0) {
-      const PairMove move = active ? decide_pair<kForward, kSquareTotals, kVertical>(plan, state, plane, scratch.power,
-                                                                                    position, a, b)
-                                   : PairMove::none;
+      const PairMove move =
+          active ? decide_pair<kForward, kSquareTotals, kVertical>(plan, state, plane, scratch.power, position, a, b)
+                 : PairMove::none;
       const uint32_t movers = warp.ballot(move != PairMove::none);
       uint32_t waiting = 0;
       for (;;) {
@@ -434,8 +433,7 @@ CAST_HOST_DEVICE inline void copy_frame(Team& team, const SequentialPlan& plan, 
     const uint16_t label = plane.labels[from * plane.columns + x];
     const uint16_t old = plane.labels[to * plane.columns + x];
     if (label == old) continue;
-    uint32_t* const bin =
-        state.histogram + static_cast<size_t>(plane.bins[to * plane.columns + x]) * plan.num_labels;
+    uint32_t* const bin = state.histogram + static_cast<size_t>(plane.bins[to * plane.columns + x]) * plan.num_labels;
     atomic_add(bin + old, ~0u);
     atomic_add(bin + label, 1u);
     atomic_add(state.totals + old, ~0u);
