@@ -34,7 +34,7 @@ PixelStage pixel_stage(Simd level) {
 template <class Label, class Count>
 SweepFunctions<Label, Count> sweep_functions(Simd level) {
 #if defined(CAST_X86_SIMD)
-  if (level != Simd::scalar) return sweep_functions_avx2<Label, Count>();  // AVX-512 has nothing to add
+  if (level != Simd::scalar) return sweep_functions_avx2<Label, Count>();  // serves AVX-512, too
 #endif
   (void)level;
   return sweep_functions_scalar<Label, Count>();

@@ -3,7 +3,6 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
-#include <system_error>
 #include <vector>
 
 namespace cast_kernels {
@@ -34,8 +33,8 @@ void on_threads(int64_t count, const std::function<void(int rank, int size)>& wo
         run(rank);
       });
     }
-  } catch (const std::system_error&) {
-    // No more threads to be had: those that run do the work.
+  } catch (const std::exception&) {
+    // No more threads, or memory for them, to be had: those that run do the work.
   }
   {
     const std::lock_guard<std::mutex> guard(lock);
