@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   lay_out_block_far(plan, kNearBins, workspace + blockIdx.x * slot_bytes, &state, &far_bins, &far_histogram,
                     &far_queue);
   lay_out_block_near(plan, kNearBins, shared, &state, &bins, &histogram, &queue);
-  state.queue = SiteQueue(queue, kNearQueue, far_queue);
+  state.queue = SiteQueue(queue, near_queue(kNearBins), far_queue);
   state.histogram = histogram;
   state.bins = kNearBins ? bins : far_bins;
   for (int i = static_cast<int>(blockIdx.x); i < images.batch; i += static_cast<int>(gridDim.x)) {
