@@ -155,9 +155,9 @@ size_t seeds_sequential_cuda_bytes(int64_t batch, int64_t height, int64_t width,
 
 void seeds_sequential_cuda(Address pixels, Address labels, int64_t batch, int64_t height, int64_t width,
                            int64_t image_stride, int64_t row_stride, int64_t column_stride, int64_t channel_stride,
-                           int64_t num_superpixels, int64_t bins, int64_t prior, int64_t iterations,
-                           int64_t num_levels, bool double_step, bool lab, int64_t stride, Address workspace,
-                           size_t workspace_size, uintptr_t stream) {
+                           int64_t num_superpixels, int64_t bins, int64_t prior, int64_t iterations, int64_t num_levels,
+                           bool double_step, bool lab, int64_t stride, Address workspace, size_t workspace_size,
+                           uintptr_t stream) {
   const ck::SequentialPlan plan = ck::sequential_plan(ck::seeds_grid(height, width, num_superpixels, num_levels),
                                                       {bins, prior, iterations, double_step, lab});
   const ck::DeviceLimits limits = ck::device_limits();
@@ -231,14 +231,13 @@ PYBIND11_MODULE(_C, m) {
         py::arg("column_stride"), py::arg("channel_stride"), py::arg("num_superpixels"), py::arg("steps"),
         py::arg("bins"), py::arg("lab"), py::arg("stride"), py::arg("driver"), py::arg("workspace"),
         py::arg("workspace_size"), py::arg("stream"));
-  m.def("seeds_sequential_cuda_bytes", &seeds_sequential_cuda_bytes, py::kw_only(), py::arg("batch"),
-        py::arg("height"), py::arg("width"), py::arg("num_superpixels"), py::arg("bins"), py::arg("num_levels"),
-        py::arg("lab"));
-  m.def("seeds_sequential_cuda", &seeds_sequential_cuda, release(), py::arg("pixels"), py::arg("labels"),
-        py::kw_only(), py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("image_stride"),
-        py::arg("row_stride"), py::arg("column_stride"), py::arg("channel_stride"), py::arg("num_superpixels"),
-        py::arg("bins"), py::arg("prior"), py::arg("iterations"), py::arg("num_levels"), py::arg("double_step"),
-        py::arg("lab"), py::arg("stride"), py::arg("workspace"), py::arg("workspace_size"), py::arg("stream"));
+  m.def("seeds_sequential_cuda_bytes", &seeds_sequential_cuda_bytes, py::kw_only(), py::arg("batch"), py::arg("height"),
+        py::arg("width"), py::arg("num_superpixels"), py::arg("bins"), py::arg("num_levels"), py::arg("lab"));
+  m.def("seeds_sequential_cuda", &seeds_sequential_cuda, release(), py::arg("pixels"), py::arg("labels"), py::kw_only(),
+        py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("image_stride"), py::arg("row_stride"),
+        py::arg("column_stride"), py::arg("channel_stride"), py::arg("num_superpixels"), py::arg("bins"),
+        py::arg("prior"), py::arg("iterations"), py::arg("num_levels"), py::arg("double_step"), py::arg("lab"),
+        py::arg("stride"), py::arg("workspace"), py::arg("workspace_size"), py::arg("stream"));
   m.def("rgb_to_lab_cuda", &rgb_to_lab_cuda, release(), py::arg("rgb"), py::arg("lab"), py::kw_only(),
         py::arg("groups"), py::arg("pixels"), py::arg("group_stride"), py::arg("pixel_stride"),
         py::arg("channel_stride"), py::arg("stream"));

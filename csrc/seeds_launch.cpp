@@ -6,9 +6,9 @@
 namespace cast_kernels {
 namespace {
 
-constexpr size_t kWorkspace = size_t{2} << 30;   // bytes, unless a single image needs more
+constexpr size_t kWorkspace = size_t{2} << 30;        // bytes, unless a single image needs more
 constexpr int64_t kMostSlots = 65535;                 // blockIdx.y of a launch
-constexpr uint32_t kEnoughBins = 160;            // nine photos of ten use fewer
+constexpr uint32_t kEnoughBins = 160;                 // nine photos of ten use fewer
 constexpr int64_t kClusterPixels = int64_t{1} << 20;  // beyond, one image is worth more than a cluster
 
 // Sets what a block needs; false where it cannot hold the image.

@@ -1,5 +1,5 @@
-// How parallel SEEDS runs on a GPU: which driver, how many images at a time, how much memory. Arithmetic on sizes and limits of
-// the device alone.
+// How parallel SEEDS runs on a GPU: which driver, how many images at a time, how much memory. Arithmetic on sizes and
+// limits of the device alone.
 #pragma once
 
 #include <cstddef>
@@ -25,7 +25,7 @@ struct DeviceLimits {
 
 struct ParallelLaunch {
   SeedsDriver driver;
-  int slots;    // images at a time, each with a piece of the workspace
+  int slots;  // images at a time, each with a piece of the workspace
   size_t slot_bytes;
   size_t shared_bytes;
   bool near_bins;      // block: bins in shared memory, too
@@ -34,7 +34,10 @@ struct ParallelLaunch {
 };
 
 constexpr int kClusterBlocks = 8;  // what every device with clusters offers
-constexpr uint32_t kNearQueue = 2048;
+
+// How much of the queue a block has in shared memory. The first sweeps over pixels queue up to 5,200 of a photo of
+// 224 x 224; where shared memory is short, the histogram needs it more.
+CAST_HOST_DEVICE constexpr uint32_t near_queue(bool near_bins) { return near_bins ? 5632 : 2048; }
 
 // Throws std::invalid_argument where the driver asked for cannot run that.
 ParallelLaunch parallel_launch(const ParallelPlan& plan, const SeedsSchedule& schedule, int64_t batch,
@@ -62,7 +65,7 @@ CAST_HOST_DEVICE inline size_t lay_out_block_near(const ParallelPlan& plan, bool
                                                   uint8_t** bins, uint16_t** histogram, uint32_t** queue) {
   Arena arena(near);
   lay_out_small(plan, arena, state);
-  *queue = arena.take<uint32_t>(kNearQueue);
+  *queue = arena.take<uint32_t>(near_queue(near_bins));
   state->labels = arena.take<uint8_t>(num_framed_labels<uint8_t>(plan));
   *bins = arena.take<uint8_t>(near_bins ? plan.pixels() : 0);
   *histogram = arena.take<uint16_t>(0);

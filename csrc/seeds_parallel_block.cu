@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   lay_out_block_far(plan, kNearBins, workspace + blockIdx.x * slot_bytes, &state, &far_bins, &far_histogram,
                     &far_queue);
   lay_out_block_near(plan, kNearBins, shared, &state, &bins, &histogram, &queue);
-  state.queue = SiteQueue(queue, kNearQueue, far_queue);
+  state.queue = SiteQueue(queue, near_queue(kNearBins), far_queue);
   state.histogram = histogram;
   state.bins = kNearBins ? bins : far_bins;
   for (int i = static_cast<int>(blockIdx.x); i < images.batch; i += static_cast<int>(gridDim.x)) {
@@ -45,9 +45,9 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 void launch_block(const SeedsBatch& images, const SeedsOutput& output, const ParallelPlan& plan,
                   const ParallelLaunch& launch, char* workspace, cudaStream_t stream) {
   const auto kernel = launch.near_bins ? seeds_block_kernel<true> : seeds_block_kernel<false>;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(launch.shared_bytes)),
-        "seeds");
+  check(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(launch.shared_bytes)),
+      "seeds");
   kernel<<<launch.slots, kBlockThreads, launch.shared_bytes, stream>>>(plan, images, output, launch.near_used,
                                                                        workspace, launch.slot_bytes);
   check_launch("seeds");

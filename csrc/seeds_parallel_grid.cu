@@ -68,7 +68,8 @@ size_t grid_items(const ParallelPlan& plan, GridStep step, const GridArguments& 
 template <class Count>
 void launch_steps(const SeedsBatch& images, const SeedsOutput& output, const ParallelPlan& plan, size_t slot_bytes,
                   int multiprocessors, char* workspace, cudaStream_t stream) {
-  const auto most = static_cast<size_t>(std::max<int64_t>(kBlocksPerMultiprocessor * multiprocessors / images.batch, 1));
+  const auto most =
+      static_cast<size_t>(std::max<int64_t>(kBlocksPerMultiprocessor * multiprocessors / images.batch, 1));
   launch_grid_steps(plan, output.stride, [&](auto tag, const GridArguments& arguments) {
     const size_t wanted = (grid_items(plan, tag.value, arguments) + kGridThreads - 1) / kGridThreads;
     const dim3 blocks(static_cast<unsigned>(std::clamp<size_t>(wanted, 1, most)), static_cast<unsigned>(images.batch));

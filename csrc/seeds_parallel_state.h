@@ -159,7 +159,7 @@ CAST_HOST_DEVICE inline SeedsState<typename State::Label, typename State::Bin, t
 
 template <class State>
 CAST_HOST_DEVICE inline SeedsCells<typename State::Label> cells_of(const ParallelPlan& plan, const State& state,
-                                                                  int grid) {
+                                                                   int grid) {
   typename State::Label* labels = state.cell_labels;
   int32_t* edges = state.edges;
   for (int g = 0; g < grid; ++g) {

@@ -10,9 +10,7 @@ namespace cast_kernels {
 // First pixel of a cell along one axis: that of block i is the least whose proportional block is i, and halves begin
 // half way between the edges of the coarser cells.
 CAST_HOST_DEVICE inline int32_t cell_edge(int cell, int blocks, int size, int grid) {
-  const auto block_edge = [&](int block) {
-    return block == blocks ? size : (block * size + blocks - 1) / blocks;
-  };
+  const auto block_edge = [&](int block) { return block == blocks ? size : (block * size + blocks - 1) / blocks; };
   const int block = cell >> grid;
   int32_t left = block_edge(block);
   if (cell == block << grid) return left;
@@ -91,8 +89,7 @@ CAST_HOST_DEVICE inline void count_dense(const Team& team, const ParallelPlan& p
 constexpr uint32_t kThreadPixels = 16;
 
 template <class Team, class Work>
-CAST_HOST_DEVICE inline void for_each_cell(const Team& team, const ParallelPlan& plan, int grid, int count,
-                                           Work work) {
+CAST_HOST_DEVICE inline void for_each_cell(const Team& team, const ParallelPlan& plan, int grid, int count, Work work) {
   if (plan.max_size[grid] <= kThreadPixels) {
     for (int i = team.rank(); i < count; i += team.size()) work(OneThread{}, i);
   } else {
@@ -382,8 +379,7 @@ CAST_HOST_DEVICE inline void decide_pixels(const Team& team, const ParallelPlan&
     const uint32_t site = state.queue.get(i);
     const int x = site_x(site);
     const int y = site_y(site);
-    const int direction =
-        wide ? decide_pixel<true>(pixels, rules, x, y) : decide_pixel<false>(pixels, rules, x, y);
+    const int direction = wide ? decide_pixel<true>(pixels, rules, x, y) : decide_pixel<false>(pixels, rules, x, y);
     if (direction != kStay) state.queue.set(i, site_of(x, y, static_cast<uint32_t>(direction)));
   }
 }

@@ -13,8 +13,8 @@ void check_size(const SeedsGrid& grid) {
   const int side = std::max(grid.width, grid.height);
   if (side > kMaxTeamSide || static_cast<int64_t>(grid.width) * grid.height > kMaxTeamPixels) {
     throw std::invalid_argument("expected an image of at most " + std::to_string(kMaxTeamSide) + " pixels a side and " +
-                                std::to_string(kMaxTeamPixels) + " in all, got " + std::to_string(grid.height) +
-                                " x " + std::to_string(grid.width));
+                                std::to_string(kMaxTeamPixels) + " in all, got " + std::to_string(grid.height) + " x " +
+                                std::to_string(grid.width));
   }
 }
 

@@ -41,13 +41,13 @@ struct SequentialPlane {
 struct SequentialState {
   SequentialPlane image, transposed;
   UsedBins used;
-  uint8_t* bin_lanes;    // [max_bins] place of each used bin in OpenCV's sum, see confidence
-  uint32_t* cell_count;  // [max_bins] of the cell at hand, otherwise zero
-  uint32_t* histogram;   // [max_bins, num_labels]
-  uint32_t* totals;      // [num_labels]
-  uint32_t* parts;       // [num_labels] blocks of the current level
-  uint32_t* line_start;  // [lines] of the list of pairs
-  uint32_t* pairs;       // [pixels] positions of the first of two neighbours with different labels
+  uint8_t* bin_lanes;     // [max_bins] place of each used bin in OpenCV's sum, see confidence
+  uint32_t* cell_count;   // [max_bins] of the cell at hand, otherwise zero
+  uint32_t* histogram;    // [max_bins, num_labels]
+  uint32_t* totals;       // [num_labels]
+  uint32_t* parts;        // [num_labels] blocks of the current level
+  uint32_t* line_start;   // [lines] of the list of pairs
+  uint32_t* pairs;        // [pixels] positions of the first of two neighbours with different labels
   int32_t* level_arrays;  // of every SequentialLevel, one after the other
 };
 

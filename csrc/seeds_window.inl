@@ -1,8 +1,8 @@
-// What the pixel stage of sequential SEEDS knows of the window around a pair, on the CPU and on the GPU. Included inside
-// an anonymous namespace, like seeds_pixels.inl, whose functions are compiled for several instruction sets.
+// What the pixel stage of sequential SEEDS knows of the window around a pair, on the CPU and on the GPU. Included
+// inside an anonymous namespace, like seeds_pixels.inl, whose functions are compiled for several instruction sets.
 
-// The window of a pair (p, q) of neighbours in a row has 4 x 4 pixels: bit 4 * i + k is row i, column k, and p and q are
-// its pixels (1, 1) and (1, 2).
+// The window of a pair (p, q) of neighbours in a row has 4 x 4 pixels: bit 4 * i + k is row i, column k, and p and q
+// are its pixels (1, 1) and (1, 2).
 constexpr uint32_t kCounted = 0x0f9f;          // horizontal sweep: the three rows around the pair, without the pair
 constexpr uint32_t kCountedVertical = 0x699f;  // vertical sweep, transposed: OpenCV's window, see vertical_wrap
 

@@ -45,9 +45,7 @@ struct ClusterTeam {
   __device__ int block() const { return static_cast<int>(cooperative_groups::this_cluster().block_rank()); }
   __device__ int rank() const { return block() * kThreads + static_cast<int>(threadIdx.x); }
   __device__ static constexpr int size() { return kBlocks * kThreads; }
-  __device__ void barrier() const {
-    cooperative_groups::this_cluster().sync();
-  }
+  __device__ void barrier() const { cooperative_groups::this_cluster().sync(); }
   __device__ DeviceWarp warp() const { return {rank() / 32, size() / 32}; }
 };
 #endif

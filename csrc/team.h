@@ -3,8 +3,8 @@
 // A Team has rank() and size(), barrier() for all its threads, and warp(), the Warp of the calling thread. A Warp has
 // rank() and size(), index() and count() within the team, sync() for its threads, and ballot(bool), whose bit i is
 // thread i's argument, match(word), the ballot of the threads with the same word, take(word, i), thread i's word, and
-// sum(value), over the warp; its threads call these together. Sizes are whatever the driver likes; a warp has at most 32
-// threads. What one thread writes, others read after the next barrier() or sync(); in between they may only add.
+// sum(value), over the warp; its threads call these together. Sizes are whatever the driver likes; a warp has at most
+// 32 threads. What one thread writes, others read after the next barrier() or sync(); in between they may only add.
 #pragma once
 
 #include <cstdint>

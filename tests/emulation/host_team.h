@@ -61,7 +61,8 @@ class HostWarp {
   }
 
  private:
-  // The values of all. They stay until the next exchange but one, which no thread begins before all have begun the next.
+  // The values of all. They stay until the next exchange but one, which no thread begins before all have begun the
+  // next.
   const uint64_t* exchange(uint64_t value) const {
     uint64_t* const values = room_->values[room_->turn[rank_]++ % 2];
     values[rank_] = value;

@@ -48,7 +48,8 @@ Picture picture(const std::string& name, int height, int width) {
         if (name == "two colours") value = (grain >> 4 & 1) * 255;
         if (name == "gradient") value = (c == 0 ? x * 255 / width : c == 1 ? y * 255 / height : (x + y) * 2 % 256);
         if (name == "photo") {
-          const double wave = std::sin(0.11 * x + c) * std::cos(0.07 * y * (c + 1)) + (std::hypot(x - 20.0, y - 25.0) < 18);
+          const double wave =
+              std::sin(0.11 * x + c) * std::cos(0.07 * y * (c + 1)) + (std::hypot(x - 20.0, y - 25.0) < 18);
           value = static_cast<int>(110 + 60 * wave) + (grain & 15);
         }
         made.pixels[(static_cast<size_t>(y) * width + x) * 3 + c] = static_cast<uint8_t>(value < 0 ? 0 : value & 255);
@@ -109,9 +110,10 @@ struct ParallelCase {
   }
 
   std::string name(const std::string& driver, int threads) const {
-    return driver + ", " + std::to_string(threads) + " threads, " + picture.name + " " + std::to_string(picture.height) +
-           "x" + std::to_string(picture.width) + "/" + std::to_string(request.superpixels) + " " + request.quality +
-           ", " + std::to_string(request.colours.bins) + " bins";
+    return driver + ", " + std::to_string(threads) + " threads, " + picture.name + " " +
+           std::to_string(picture.height) + "x" + std::to_string(picture.width) + "/" +
+           std::to_string(request.superpixels) + " " + request.quality + ", " + std::to_string(request.colours.bins) +
+           " bins";
   }
 };
 
@@ -186,6 +188,7 @@ void run_parallel(const Picture& picture, const Request& request, const std::vec
   const ParallelCase c(picture, request);
   for (const int threads : teams) {
     run_block<uint8_t>(c, threads);
+    if (threads > 8) continue;  // slow; the other drivers differ in where their arrays lie
     run_block<uint16_t>(c, threads);
     run_cluster<uint16_t>(c, threads);
     run_cluster<uint32_t>(c, threads);
@@ -212,7 +215,8 @@ void run_sequential(const Picture& picture, const SequentialRequest& request, co
     ck::SequentialScratch scratch;
     std::vector<int32_t> labels(expected.size(), -1);
     run_team(threads, [&](auto& team) {
-      ck::seeds_sequential_image(team, plan, state, scratch, ck::kLabTables, picture.batch().image(0), labels.data(), 1);
+      ck::seeds_sequential_image(team, plan, state, scratch, ck::kLabTables, picture.batch().image(0), labels.data(),
+                                 1);
     });
     compare("sequential, " + std::to_string(threads) + " threads, " + picture.name + " " +
                 std::to_string(picture.height) + "x" + std::to_string(picture.width) + "/" +
@@ -240,14 +244,14 @@ void parallel_teams(const std::vector<int>& teams) {
   for (const char* const name : kPictures) {
     run_parallel(picture(name, 37, 50), {24, "fast", {15, true}, 2}, {teams[0]});
   }
-  run_parallel(picture("photo", 29, 34), {16, "fast", {15, true}, 1}, teams);
+  run_parallel(picture("photo", 25, 28), {10, "fast", {15, true}, 1}, teams);          // blocks of 49 pixels
   run_parallel(picture("gradient", 60, 90), {10, "fast", {2, false}, 1}, {teams[0]});  // dense cells
 }
 
 void sequential_alone() {
-  const SequentialRequest requests[] = {
-      {60, 1, {15, 2, 20, false, true}}, {40, 3, {15, 0, 5, true, true}}, {90, 1, {15, 3, 8, false, false}},
-      {50, 4, {8, 5, 4, true, false}},   {100, 1, {1, 1, 4, false, true}}, {30, 1, {20, 4, 0, false, true}}};
+  const SequentialRequest requests[] = {{60, 1, {15, 2, 20, false, true}}, {40, 3, {15, 0, 5, true, true}},
+                                        {90, 1, {15, 3, 8, false, false}}, {50, 4, {8, 5, 4, true, false}},
+                                        {100, 1, {1, 1, 4, false, true}},  {30, 1, {20, 4, 0, false, true}}};
   for (const char* const name : kPictures) {
     for (const auto& [height, width] : {std::pair{64, 63}, {97, 131}, {41, 160}}) {
       for (const SequentialRequest& request : requests) run_sequential(picture(name, height, width), request, {1});
@@ -261,7 +265,7 @@ void sequential_teams(const std::vector<int>& teams) {
   for (const char* const name : {"photo", "noise", "gradient"}) {
     run_sequential(picture(name, 37, 50), {24, 1, {15, 2, 4, false, true}}, {teams[0]});
   }
-  run_sequential(picture("photo", 40, 33), {20, 2, {5, 1, 3, true, true}}, teams);
+  run_sequential(picture("photo", 25, 28), {10, 2, {5, 1, 2, true, true}}, teams);
 }
 
 }  // namespace
