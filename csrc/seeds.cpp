@@ -46,7 +46,7 @@ void share_out(const SeedsBatch& images, int32_t* labels, const SeedsSchedule& s
   const SweepFunctions<Label, Count> functions = sweep_functions<Label, Count>(level);
   const int64_t size = LabelGrid(images.height, images.width, stride).size();
   const int64_t team = std::min(threads, images.height * images.width / kPixelsPerThread);
-  if (images.batch >= threads || team < 2) {
+  if (images.batch >= team) {  // as many busy as in a team, and none waits for another
     std::atomic<int64_t> next{0};
     on_threads(std::min(threads, images.batch), [&](int, int) {
       SeedsTeam<Label, Count> alone(schedule, colours, functions, 1);

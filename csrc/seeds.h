@@ -17,8 +17,8 @@ namespace cast_kernels {
 void seeds_sequential(const SeedsBatch& images, int32_t* labels, int64_t num_superpixels, int64_t num_levels,
                       const SeedsOptions& options, int64_t stride, int64_t threads);
 
-// The parallel order, label for label equal to seeds_literal. All threads work on one image where there are fewer
-// images than threads, and these are large.
+// The parallel order, label for label equal to seeds_literal. Images are shared out over the threads, unless more of
+// them find work in one image, which then is shared out, too.
 void seeds_parallel(const SeedsBatch& images, int32_t* labels, int64_t num_superpixels,
                     const std::vector<SeedsStep>& steps, const SeedsColours& colours, int64_t stride, int64_t threads);
 

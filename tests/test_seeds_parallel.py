@@ -116,6 +116,17 @@ def test_sums_beyond_32_bits_equal_the_oracle():
     assert np.array_equal(fast_path(image, 10, steps, lab=False).numpy(), expected)
 
 
+@pytest.mark.parametrize("maker", [constant, two_colours, gradient], ids=lambda m: m.__name__)
+def test_ties_of_sums_beyond_32_bits_move_nothing(maker):
+    """Fits of exactly the same share, as of one colour, with 64-bit sums; the noise of two colours has other ones."""
+    image = maker(1200, 1200, 3) // 128 * 127
+    steps = [(BLOCKS, 1, 20, 300)]
+    expected = parallel_seeds(rgb_bins(image), 10, steps)
+    assert np.array_equal(expected, parallel_seeds(rgb_bins(image), 10, [])) or maker is not constant
+    assert np.array_equal(fast_path(image, 10, steps, lab=False).numpy(), expected)
+    assert np.array_equal(literal(image, 10, steps, lab=False).numpy(), expected)
+
+
 @pytest.mark.parametrize(("options", "expected"), SEEDS_PARALLEL_GOLDEN.items(), ids=str)
 def test_golden_checksums(options, expected, device):
     image = testing.synthetic_image(*SEEDS_GOLDEN_SIZE)
@@ -191,7 +202,7 @@ def test_layouts_and_strides(device, poison):
 
 
 @pytest.mark.parametrize("order", ["parallel", "sequential"])
-@pytest.mark.parametrize("stride", [1, 2, 3, 8, 100])
+@pytest.mark.parametrize("stride", [1, 2, 3, 8, 17, 100])
 def test_stride_takes_every_nth_label(order, stride, device, poison):
     for size in ((64, 64), (61, 83), (300, 260)):
         image = testing.synthetic_image(*size).to(device)
