@@ -51,14 +51,14 @@ def prepare_train(module):
             m.drop_prob = 0.0
 
 
-def forward(module, image, superpixels):
+def forward(module, image, superpixels, surplus=0):
     config = module.config
     if config.kind == "vit":
         return {"output": module(image)}
     # The published number of segments is the largest label of the batch plus one, on the stem grid where it counts.
     cells = config.kind == "cast" or config.stage == "pretrain"
     seen = resize_labels(superpixels, (image.shape[2] // 8, image.shape[3] // 8)) if cells else superpixels
-    result = module.forward_hierarchy(image, superpixels, int(seen.max()) + 1)
+    result = module.forward_hierarchy(image, superpixels, int(seen.max()) + 1 + surplus)
     out = {"output": result.logits, "cluster_index": result.hierarchy.labels(len(result.levels)).long()}
     for i, level in enumerate(result.levels, start=1):
         out[f"block{i}"], out[f"cls_in{i}"] = level.tokens, level.cls

@@ -30,9 +30,13 @@ pytestmark = pytest.mark.skipif(
 def rows(tmp_path_factory):
     """One run of the checker over everything, {group: [(what, ok, detail)]}."""
     pytest.importorskip("cv2", reason="the checker compares superpixels with OpenCV's version at hand")
+    return run_checker(tmp_path_factory, "reference_adapter", VARIANTS, FUNCTIONS, "both")
+
+
+def run_checker(tmp_path_factory, adapter, variants, functions, dtype):
     report = tmp_path_factory.mktemp("figures") / "rows.json"
-    command = [sys.executable, str(FIXTURES / "check_oracle.py"), "--adapter", str(ROOT / "tests/reference_adapter.py")]
-    command += ["--variants", *VARIANTS, "--functions", *FUNCTIONS, "--dtype", "both", "--json", str(report)]
+    command = [sys.executable, str(FIXTURES / "check_oracle.py"), "--adapter", str(ROOT / f"tests/{adapter}.py")]
+    command += ["--variants", *variants, "--functions", *functions, "--dtype", dtype, "--json", str(report)]
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
     run = subprocess.run(
         command,
@@ -85,3 +89,13 @@ def test_float32_agrees_but_for_near_ties(rows, variant):
 
 def test_the_checker_ran_all_groups_and_no_other(rows):
     assert set(rows) == set(COUNTS) | {f"{variant} [float32]" for variant in VARIANTS}
+
+
+def test_models_find_the_published_number_of_superpixels(tmp_path_factory):
+    """With ``compat="published"`` and more superpixels than labels: every figure, gradients and statistics included."""
+    tiny = [variant for variant in VARIANTS if variant != "cast_small"]
+    groups = run_checker(tmp_path_factory, "compat_adapter", tiny, ["hierarchy"], "float64")
+    for variant in tiny:
+        group = groups[f"{variant} [float64]"]
+        assert not [(what, detail) for what, ok, detail in group if ok is not True], variant
+        assert len(group) == COUNTS[f"{variant} [float64]"]
