@@ -1,7 +1,28 @@
-"""The published classification models, by class or by name."""
+"""The published models and their baselines, by class or by name."""
 
-from .cast import Cast, CastOutput, PooledLevel
-from .config import CastConfig, SuperpixelConfig
-from .registry import create_model, list_models
+from .cast import Cast, CastOutput
+from .cast_seg import CastSeg, CastSegOutput
+from .cast_segmenter import CastSegmenter
+from .config import CastConfig, CastSegConfig, CastSegmenterConfig, ImageConfig, SuperpixelConfig, ViTConfig
+from .registry import build_model, create_model, list_models
+from .trunk import PooledLevel
+from .vit import ViT
 
-__all__ = ["Cast", "CastConfig", "CastOutput", "PooledLevel", "SuperpixelConfig", "create_model", "list_models"]
+__all__ = [
+    "Cast",
+    "CastConfig",
+    "CastOutput",
+    "CastSeg",
+    "CastSegConfig",
+    "CastSegOutput",
+    "CastSegmenter",
+    "CastSegmenterConfig",
+    "ImageConfig",
+    "PooledLevel",
+    "SuperpixelConfig",
+    "ViT",
+    "ViTConfig",
+    "build_model",
+    "create_model",
+    "list_models",
+]
