@@ -1,7 +1,8 @@
 """What every model has: normalised images, a position table of the stem grid, a classifier that can be replaced."""
 
+import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from cast.layers import sincos_2d
 
 from .config import ImageConfig
+from .fuse import fold_batch_norms
 from .init import init_linear
 
 
@@ -17,7 +19,7 @@ class ImageModel(nn.Module):
     """The base of all models: settings, and buffers that a state dict does not hold.
 
     A model defines ``cls_token``, ``pos_embed`` (`_make_positions`) and ``head``, and ends its ``__init__`` with
-    `init_weights` and `init_non_persistent_buffers`.
+    `init_weights` and `_finish`.
 
     Args:
         config: The settings; kept as ``model.config``.
@@ -42,7 +44,15 @@ class ImageModel(nn.Module):
         self.grad_checkpointing = False
         for name in ("image_mean", "image_std"):
             self.register_buffer(name, torch.empty(1, config.in_chans, 1, 1), persistent=False)
+        self.register_load_state_dict_pre_hook(_before_loading)
         self.register_load_state_dict_post_hook(_after_loading)
+
+    def _finish(self) -> None:
+        """Bring a model whose modules are all there to the state that its config asks for."""
+        self.init_non_persistent_buffers()
+        if self.config.fused:
+            fold_batch_norms(self)
+            self.eval()
 
     def _grid_side(self) -> int:
         """Return the rows and columns of the stem grid at ``config.img_size``."""
@@ -74,6 +84,33 @@ class ImageModel(nn.Module):
             self._set_image_statistics(self.image_mean.device)
         return self
 
+    def fuse(self) -> Self:
+        """Return a copy for inference whose batch norms are folded into the layers beside them; this model stays.
+
+        The outputs are those of this model to rounding: the products are computed in float64 and rounded once. The
+        copy's ``config.fused`` is True, so its state dict loads into a model built from that config, and into no other.
+        Load and fine-tune weights before. The copy of a fused model is equal to it.
+
+        Raises:
+            ValueError: The model is in train mode, where batch norms use the statistics of the batch.
+        """
+        if self.training or any(module.training for module in self.modules()):
+            raise ValueError("expected a model in eval mode: call eval() before fuse()")
+        fused = copy.deepcopy(self)
+        fold_batch_norms(fused)
+        fused.config = dataclasses.replace(self.config, fused=True)
+        return fused
+
+    def train(self, mode: bool = True) -> Self:
+        """Choose train or eval mode, as for any `nn.Module`.
+
+        Raises:
+            ValueError: Train mode is asked of a fused model, which has no batch norms to train with.
+        """
+        if mode and self.config.fused:
+            raise ValueError("a fused model is for inference only: train the model that fuse() was called on")
+        return super().train(mode)
+
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the classifier by a fresh one, or for ``num_classes=0`` by the identity; updates ``config``.
 
@@ -94,6 +131,13 @@ class ImageModel(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Choose whether training recomputes the blocks' activations in the backward pass, to save memory."""
         self.grad_checkpointing = enable
+
+
+def _before_loading(model: ImageModel, state_dict: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
+    if model.config.fused and f"{prefix}stem.layers.0.norm.weight" in state_dict:
+        raise ValueError("expected the weights of a fused model: load these before fuse()")
+    if not model.config.fused and f"{prefix}stem.layers.0.conv.bias" in state_dict:
+        raise ValueError("these are the weights of a fused model: load them into one built with fused=True")
 
 
 def _after_loading(model: ImageModel, _incompatible_keys: Any) -> None:

@@ -13,6 +13,7 @@ from cast.layers import resize_labels, tokens_to_pixels
 
 from .cast_seg import CastSeg
 from .config import CastSegmenterConfig
+from .fuse import fold_batch_norms
 from .heads import ConvDecoder, LinearDecoder, MaskTransformer
 from .inputs import channels_first
 
@@ -37,6 +38,7 @@ class CastSegmenter(CastSeg):
     def __init__(self, config: CastSegmenterConfig) -> None:
         super().__init__(config)
         self.decoder = self._make_decoder(config)
+        self._finish()
 
     @staticmethod
     def _make_decoder(config: CastSegmenterConfig) -> nn.Module:
@@ -73,8 +75,10 @@ class CastSegmenter(CastSeg):
             ValueError: ``num_classes`` is no integer of at least 1; the model is as before then.
         """
         config = dataclasses.replace(self.config, num_classes=num_classes)
-        self.decoder = self._make_decoder(config).to(self.cls_token)
+        self.decoder = self._make_decoder(config).to(self.cls_token).train(self.training)
         self.config = config
+        if config.fused:
+            fold_batch_norms(self.decoder)
 
     def no_weight_decay(self) -> set[str]:
         """Return the parameters, besides biases and norms, that the published training does not decay."""
