@@ -19,7 +19,7 @@ class ImageModel(nn.Module):
     """The base of all models: settings, and buffers that a state dict does not hold.
 
     A model defines ``cls_token``, ``pos_embed`` (`_make_positions`) and ``head``, and ends its ``__init__`` with
-    `init_weights` and `_finish`.
+    `init_weights` and `_complete_init`.
 
     Args:
         config: The settings; kept as ``model.config``.
@@ -47,7 +47,7 @@ class ImageModel(nn.Module):
         self.register_load_state_dict_pre_hook(_before_loading)
         self.register_load_state_dict_post_hook(_after_loading)
 
-    def _finish(self) -> None:
+    def _complete_init(self) -> None:
         """Bring a model whose modules are all there to the state that its config asks for."""
         self.init_non_persistent_buffers()
         if self.config.fused:

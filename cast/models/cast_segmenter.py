@@ -38,7 +38,7 @@ class CastSegmenter(CastSeg):
     def __init__(self, config: CastSegmenterConfig) -> None:
         super().__init__(config)
         self.decoder = self._make_decoder(config)
-        self._finish()
+        self._complete_init()
 
     @staticmethod
     def _make_decoder(config: CastSegmenterConfig) -> nn.Module:
