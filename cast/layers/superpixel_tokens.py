@@ -77,7 +77,5 @@ def superpixel_tokens(
     mask = count > 0
     tokens = proj(mean[:, :, None].permute(0, 3, 1, 2))  # [B, C, S, 1], channels last in memory
     tokens = tokens.squeeze(3).transpose(1, 2) * mask[..., None]
-    place, _ = segment_mean(
-        positions.expand(labels.shape[0], -1, -1, -1), labels, num_segments, interpolation=pos_mode
-    )
+    place, _ = segment_mean(positions.expand(labels.shape[0], -1, -1, -1), labels, num_segments, interpolation=pos_mode)
     return tokens + place, mask

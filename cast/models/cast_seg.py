@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cast.hierarchy import Hierarchy
-from cast.layers import BlockFusion, resize_pos_embed, sincos_2d, superpixel_tokens
+from cast.layers import BlockFusion, superpixel_tokens
 
 from .config import CastSegConfig
 from .heads import Projector
@@ -177,10 +177,3 @@ class CastSeg(Trunk):
         grid = (self._grid_side(), self._grid_side())
         cls, positions = self._positions(torch.Size(grid))
         return cls, *superpixel_tokens(features, labels, count, positions, proj, pos_grid=grid)
-
-    def _make_table(self) -> Tensor:
-        if not self.config.pos_embed_size:
-            return super()._make_table()
-        first, side = self.config.pos_embed_size // self.config.stride, self._grid_side()
-        table = sincos_2d(first, first, self.config.embed_dim, device="cpu")
-        return resize_pos_embed(table, (first, first), (side, side))

@@ -109,7 +109,10 @@ class ConvDecoder(nn.Sequential):
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__(
-            nn.Conv2d(dim, dim, 1, bias=False), nn.BatchNorm2d(dim), nn.ReLU(inplace=True), nn.Conv2d(dim, num_classes, 1)
+            nn.Conv2d(dim, dim, 1, bias=False),
+            nn.BatchNorm2d(dim),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(dim, num_classes, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ class ViT(ImageModel):
         return self.forward_head(self.forward_features(image))
 
     def forward_features(self, image: Tensor) -> Tensor:
-        """Return the tokens after the final norm, ``[B, 1 + N, C]``, class token first; errors are those of `forward`."""
+        """Return the tokens after the final norm, ``[B, 1 + N, C]``, class first; errors are those of `forward`."""
         image = channels_first(image, self.config.in_chans, self.config.stride)
         features = self.stem(normalise(image, self.image_mean, self.image_std, self.cls_token.dtype))
         tokens = features.flatten(2).transpose(1, 2)
