@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cast.hierarchy import Hierarchy
     from cast.layers import GraphPool
-    from cast.models import Cast, CastConfig, CastOutput, PooledLevel, SuperpixelConfig, create_model, list_models
+    from cast.models import (
+        Cast,
+        CastConfig,
+        CastOutput,
+        PooledLevel,
+        SuperpixelConfig,
+        create_model,
+        from_pretrained,
+        list_models,
+    )
     from cast_kernels import __version__
 
 __all__ = [
@@ -22,6 +31,7 @@ __all__ = [
     "SuperpixelConfig",
     "__version__",
     "create_model",
+    "from_pretrained",
     "list_models",
 ]
 

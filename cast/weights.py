@@ -115,7 +115,7 @@ def load_weights(model: Cast, path: str | os.PathLike[str]) -> None:
             of this model.
     """
     path = Path(path)
-    state = read_weights(path)
+    state = read_weights(path).state
     published = any(name.startswith("patch_embed.") for name in state)
     try:
         head = state.get("head.weight")

@@ -5,6 +5,7 @@ from .cast_seg import CastSeg, CastSegOutput
 from .cast_segmenter import CastSegmenter
 from .config import CastConfig, CastSegConfig, CastSegmenterConfig, ImageConfig, SuperpixelConfig, ViTConfig
 from .registry import build_model, create_model, list_models
+from .saving import from_pretrained
 from .trunk import PooledLevel
 from .vit import ViT
 
@@ -24,5 +25,6 @@ __all__ = [
     "ViTConfig",
     "build_model",
     "create_model",
+    "from_pretrained",
     "list_models",
 ]

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from cast.layers import resize_pos_embed, sincos_2d
 
 from .config import CastSegConfig, ImageConfig
+from .features import Intermediates
 from .fuse import fold_batch_norms
 from .init import init_linear
+from .saving import Saving
 
 
-class ImageModel(nn.Module):
+class ImageModel(Saving, Intermediates, nn.Module):
     """The base of all models: settings, and buffers that a state dict does not hold.
 
     A model defines ``cls_token``, ``pos_embed`` and ``head``, and ends its ``__init__`` with

@@ -61,6 +61,7 @@ class CastSeg(Trunk):
     """
 
     config: CastSegConfig
+    pools_all = True
 
     def __init__(self, config: CastSegConfig) -> None:
         super().__init__(config)
@@ -101,7 +102,7 @@ class CastSeg(Trunk):
 
     def forward_features(self, image: Tensor, labels: Tensor | None = None, num_segments: int | None = None) -> Tensor:
         """Return the fused tokens ``[B, 1 + N, C]``, class token first; arguments and errors are those of `forward`."""
-        return self._fuse(self.run(image, labels, num_segments))
+        return self._finish(self.run(image, labels, num_segments))
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Map the output of `forward_features` to that of `forward`, or with ``pre_logits`` to what the head sees."""
@@ -136,7 +137,7 @@ class CastSeg(Trunk):
         if labels is None:
             labels = self.superpixels(image, num_superpixels)
         results = self.run(image, labels, num_segments, num_superpixels)
-        features = self._fuse(results)
+        features = self._finish(results)
         output = self._predict(features, image, labels)
         return CastSegOutput(
             output, features[:, 0], features[:, 1:], make_hierarchy(labels, results), pooled_levels(results)
@@ -163,7 +164,7 @@ class CastSeg(Trunk):
         """Return what `forward` does, from the output of `forward_features`."""
         return self.forward_head(features)
 
-    def _fuse(self, results: Sequence[StageResult]) -> Tensor:
+    def _finish(self, results: Sequence[StageResult]) -> Tensor:
         pools = [result.pooled for result in results]
         return self.fusion(
             [result.tokens for result in results], [p.parents for p in pools[:-1]], [p.cls for p in pools]

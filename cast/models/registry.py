@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -11,6 +12,7 @@ from .cast import Cast
 from .cast_seg import CastSeg
 from .cast_segmenter import CastSegmenter
 from .config import CastConfig, CastSegConfig, CastSegmenterConfig, ImageConfig, SuperpixelConfig, ViTConfig
+from .extractor import FeatureExtractor
 from .vit import ViT
 
 CLASSES: dict[type[ImageConfig], type[ImageModel]] = {
@@ -80,7 +82,14 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(CONFIGS, pattern))
 
 
-def create_model(name: str, **overrides: Any) -> nn.Module:
+def create_model(
+    name: str,
+    *,
+    features_only: bool = False,
+    out_indices: int | Sequence[int] | None = None,
+    output_fmt: str = "levels",
+    **overrides: Any,
+) -> nn.Module:
     """Build a model with fresh weights, in train mode.
 
     Args:
@@ -88,9 +97,12 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
         **overrides: Fields of the model's config that differ from the named model's, such as ``num_classes=10`` or
             ``num_clusters=(32, 16, 8, 4)``. ``superpixels`` takes a `SuperpixelConfig`, or a dict of the fields of it
             that differ. For timm's models, the arguments of ``timm.create_model``.
+        features_only: Whether the model returns features of several levels instead of classes; see `FeatureExtractor`.
+        out_indices: Which levels, with ``features_only``; None = all, an integer n = the last n.
+        output_fmt: Their form, with ``features_only``: "levels" (tokens and label map), "NLC" or "NCHW".
 
     Returns:
-        The model, its settings in ``model.config``; or timm's.
+        The model, its settings in ``model.config``; a `FeatureExtractor` around it; or timm's.
 
     Raises:
         ValueError: The name or a value is not known or does not fit.
@@ -98,13 +110,16 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
         ImportError: The model is timm's, and timm is not installed.
     """
     if name in TIMM_NAMES:
+        if features_only:
+            overrides |= {"features_only": True, "out_indices": out_indices}
         return _create_timm_model(name, **overrides)
     if name not in CONFIGS:
         raise ValueError(f"unknown model {name!r}; known are {', '.join([*list_models(), *TIMM_NAMES])}")
     config = CONFIGS[name]
     if isinstance(overrides.get("superpixels"), dict):
         overrides["superpixels"] = dataclasses.replace(config.superpixels, **overrides["superpixels"])
-    return build_model(dataclasses.replace(config, **overrides))
+    model = build_model(dataclasses.replace(config, **overrides))
+    return FeatureExtractor(model, out_indices, output_fmt) if features_only else model
 
 
 def build_model(config: ImageConfig) -> ImageModel:

@@ -18,6 +18,7 @@ from cast_kernels import seeds, seeds_count
 
 from .base import ImageModel
 from .config import CastConfig
+from .features import Run
 from .inputs import channels_first, check_count_covers, check_labels, normalise, to_uint8
 
 
@@ -87,6 +88,7 @@ class Trunk(ImageModel):
 
     config: CastConfig
     size_multiple = 8  # of an image's height and width
+    pools_all = False  # whether the last pool reaches the output of `forward_features`
 
     def __init__(self, config: CastConfig) -> None:
         super().__init__(config)
@@ -156,15 +158,17 @@ class Trunk(ImageModel):
         num_superpixels: int | None = None,
         *,
         last_pool: bool = True,
+        num_stages: int | None = None,
     ) -> list[StageResult]:
-        """Run all stages; arguments and errors are those of `forward` and `superpixels`.
+        """Run the stages; arguments and errors are those of `forward` and `superpixels`.
 
         Args:
             image: As in `forward`.
             labels: As in `forward`.
             num_segments: As in `forward`.
             num_superpixels: As in `superpixels`.
-            last_pool: Whether the last pool runs as well.
+            last_pool: Whether the pool of the last stage that runs does so as well.
+            num_stages: How many stages run; None = all.
         """
         image = channels_first(image, self.config.in_chans, self.size_multiple)
         if labels is None:
@@ -176,7 +180,7 @@ class Trunk(ImageModel):
         features = self.stem.hidden(pixels) if late else self.stem(pixels)
         cls, tokens, mask = self._embed(features, labels, count, self.stem.proj if late else None)
         cls = cls.expand(tokens.shape[0], -1, -1).to(tokens.dtype)
-        return self._run_stages(cls, tokens, mask, last_pool)
+        return self._run_stages(cls, tokens, mask, last_pool, num_stages)
 
     def _pixels(self, image: Tensor) -> Tensor:
         """Return what the stem sees of an image ``[B, C, H, W]``."""
@@ -189,17 +193,58 @@ class Trunk(ImageModel):
         cls, positions = self._positions(features.shape[-2:])
         return cls, *superpixel_tokens(features, labels, count, positions, proj)
 
-    def _run_stages(self, cls: Tensor, tokens: Tensor, mask: Tensor | None, last_pool: bool) -> list[StageResult]:
-        results = []
-        for stage in self.stages:
+    def _run_stages(
+        self, cls: Tensor, tokens: Tensor, mask: Tensor | None, last_pool: bool, num_stages: int | None
+    ) -> list[StageResult]:
+        results: list[StageResult] = []
+        stages = list(self.stages)[:num_stages]
+        for stage in stages:
             cls, tokens = self._blocks(stage, cls, tokens)
-            if stage is self.stages[-1] and not last_pool:
+            if stage is stages[-1] and not last_pool:
                 results.append(StageResult(cls, tokens, mask, None))
                 break
             pooled = stage.pool(tokens, cls, mask)
             results.append(StageResult(cls, tokens, mask, pooled))
             tokens, cls, mask = pooled.tokens, pooled.cls, None  # no pooled segment is empty
         return results
+
+    def _finish(self, results: Sequence[StageResult]) -> Tensor:
+        """Return what `forward_features` does, of all stages."""
+        raise NotImplementedError
+
+    def _run_levels(
+        self,
+        image: Tensor,
+        labels: Tensor | None = None,
+        num_segments: int | None = None,
+        *,
+        last: int,
+        finish: bool,
+    ) -> Run:
+        """Run the stages up to ``last``, or with ``finish`` all."""
+        if labels is None:
+            labels = self.superpixels(image)
+        num_stages = len(self.stages) if finish else last + 1
+        # of the last pool that is not needed otherwise, only that a hierarchy has at least one table of parents
+        last_pool = (finish and self.pools_all) or num_stages == 1
+        results = self.run(image, labels, num_segments, last_pool=last_pool, num_stages=num_stages)
+        parents = [result.pooled.parents for result in results if result.pooled is not None]
+
+        def label_map(level: int) -> Tensor:
+            return Hierarchy(labels, parents, num_coarsest=self.config.num_clusters[len(parents) - 1]).labels(level)
+
+        size = channels_first(image, self.config.in_chans, self.size_multiple).shape[2:]
+        grid = (-(-size[0] // self.config.stride), -(-size[1] // self.config.stride))
+        levels = [(result.tokens, result.cls) for result in results]
+        return Run(self._finish(results) if finish else None, levels, label_map, grid)
+
+    def _feature_modules(self) -> list[str]:
+        return [f"stages.{level}" for level in range(len(self.stages))]
+
+    def _modules_until(self, level: int) -> list[str]:
+        """Return the prefixes of the parameters that the tokens of a level depend on."""
+        earlier = [f"stages.{i}." for i in range(level)]
+        return [*earlier, f"stages.{level}.blocks."]
 
     def _blocks(self, stage: Stage, cls: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         x = torch.cat([cls, tokens], dim=1)

@@ -4,6 +4,8 @@ Sources: Chen, Xie, He, arXiv 2104.02057; Xiao et al., arXiv 2106.14881 for the 
 2010.11929.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -12,6 +14,7 @@ from cast.layers import Block, ConvStem, sincos_2d
 
 from .base import ImageModel
 from .config import ViTConfig
+from .features import Run
 from .init import init_weights
 from .inputs import channels_first, normalise
 
@@ -61,22 +64,48 @@ class ViT(ImageModel):
 
     def forward_features(self, image: Tensor) -> Tensor:
         """Return the tokens after the final norm, ``[B, 1 + N, C]``, class first; errors are those of `forward`."""
-        image = channels_first(image, self.config.in_chans, self.config.stride)
-        features = self.stem(normalise(image, self.image_mean, self.image_std, self.cls_token.dtype))
-        tokens = features.flatten(2).transpose(1, 2)
-        tokens = tokens + self._positions(features.shape[-2:])
-        x = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
-        for block in self.blocks:
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-        return self.norm(x)
+        for x in self._run_blocks(image, len(self.blocks)):
+            last = x
+        return self.norm(last)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Map the output of `forward_features` to logits, or with ``pre_logits`` to the class embedding ``[B, C]``."""
         embedding = features[:, 0]
         return embedding if pre_logits else self.head(embedding)
+
+    def _run_blocks(self, image: Tensor, count: int) -> Iterator[Tensor]:
+        """Yield the tokens after each of the first blocks, class token first."""
+        image = channels_first(image, self.config.in_chans, self.config.stride)
+        features = self.stem(normalise(image, self.image_mean, self.image_std, self.cls_token.dtype))
+        tokens = features.flatten(2).transpose(1, 2)
+        tokens = tokens + self._positions(features.shape[-2:])
+        x = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
+        for block in list(self.blocks)[:count]:
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+            yield x
+
+    def _run_levels(self, image: Tensor, *, last: int, finish: bool) -> Run:
+        """Run the blocks up to ``last``, or with ``finish`` all; the segments of every level are the patches."""
+        results = list(self._run_blocks(image, len(self.blocks) if finish else last + 1))
+        stride = self.config.stride
+        batch, _, height, width = channels_first(image, self.config.in_chans, stride).shape
+        grid = (height // stride, width // stride)
+
+        def label_map(_: int) -> Tensor:
+            rows, columns = (torch.arange(n, device=image.device, dtype=torch.int32) // stride for n in (height, width))
+            return (rows[:, None] * grid[1] + columns).expand(batch, -1, -1)
+
+        features = self.norm(results[-1]) if finish else None
+        return Run(features, [(x[:, 1:], x[:, :1]) for x in results], label_map, grid)
+
+    def _feature_modules(self) -> list[str]:
+        return [f"blocks.{i}" for i in range(len(self.blocks))]
+
+    def _modules_until(self, level: int) -> list[str]:
+        return [f"blocks.{i}." for i in range(level + 1)]
 
     def _positions(self, grid: torch.Size) -> Tensor:
         if tuple(grid) == (self._grid_side(), self._grid_side()):
