@@ -59,7 +59,7 @@ def test_every_registered_op_has_one():
 def test_some_ops_stay():
     with references(keep=["farthest_point_sample", "rgb_to_lab"]):
         assert ops_called(run_all) == {"farthest_point_sample", "rgb_to_lab"}
-    with pytest.raises(ValueError, match="expected keep to name some of .*, got seeds"), references(keep=["seeds"]):
+    with pytest.raises(ValueError, match=r"expected keep to name some of .*, got seeds"), references(keep=["seeds"]):
         pass
 
 

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from .features import Intermediates
 from .fuse import fold_batch_norms
 from .init import init_linear
 from .saving import Saving
+
+if TYPE_CHECKING:
+    from cast.capture import CapturedModel
 
 
 class ImageModel(Saving, Intermediates, nn.Module):
@@ -98,6 +101,55 @@ class ImageModel(Saving, Intermediates, nn.Module):
         fold_batch_norms(fused)
         fused.config = dataclasses.replace(self.config, fused=True)
         return fused
+
+    def capture(
+        self,
+        batch: int,
+        size: int | tuple[int, int],
+        *,
+        labels: bool = False,
+        num_segments: int | None = None,
+        num_superpixels: int | None = None,
+        hierarchy: bool = True,
+        dtype: torch.dtype = torch.uint8,
+        pool: Any = None,
+    ) -> "CapturedModel":
+        """Record the model's work at one batch and image size as a CUDA graph, which one launch replays.
+
+        It runs a few times on a stream of its own first, without gradients and under the caller's autocast.
+
+        Args:
+            batch: Number of images B.
+            size: Height and width of the images, or both as one number.
+            labels: Whether superpixels are an input; otherwise making them is part of the graph. Not for `ViT`.
+            num_segments: As in `forward`; None = as many as `superpixels` makes.
+            num_superpixels: As in `superpixels`.
+            hierarchy: Whether `forward_hierarchy` is captured instead of `forward`. Not for `ViT`.
+            dtype: Of the images: uint8, or floating point for normalised ones.
+            pool: Memory to share with another captured model, its ``pool``, or a `torch.cuda.graph_pool_handle`. Those
+                that share may not run at the same time, and what one returns is overwritten by the other.
+
+        Returns:
+            The `CapturedModel`, to be called with images, and labels if they are an input.
+
+        Raises:
+            TypeError: ``dtype`` is neither.
+            ValueError: The model is in train mode or not on a CUDA device, an argument does not fit, or the model waits
+                for the device, as where this build has no CUDA code for superpixels.
+        """
+        from cast.capture import capture
+
+        return capture(
+            self,
+            batch,
+            size,
+            labels=labels,
+            num_segments=num_segments,
+            num_superpixels=num_superpixels,
+            hierarchy=hierarchy,
+            dtype=dtype,
+            pool=pool,
+        )
 
     def train(self, mode: bool = True) -> Self:
         """Choose train or eval mode, as for any `nn.Module`.

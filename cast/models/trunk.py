@@ -130,7 +130,7 @@ class Trunk(ImageModel):
         settings = self.config.superpixels
         return seeds(
             to_uint8(image, self.image_mean, self.image_std),
-            self._request(image, num_superpixels),
+            self._request(*image.shape[2:], num_superpixels),
             order=settings.order,
             bins=settings.bins,
             prior=settings.prior,
@@ -138,6 +138,11 @@ class Trunk(ImageModel):
             num_levels=settings.num_levels,
             double_step=settings.double_step,
         )
+
+    def count_superpixels(self, height: int, width: int, num_superpixels: int | None = None) -> int:
+        """Return how many superpixels `superpixels` makes of an image of this size; errors are its own."""
+        request = self._request(height, width, num_superpixels)
+        return seeds_count(height, width, request, self.config.superpixels.num_levels)
 
     def set_granularity(self, num_clusters: Sequence[int]) -> None:
         """Choose how many segments remain after each stage; weights fit any granularity. Updates ``config``.
@@ -266,20 +271,18 @@ class Trunk(ImageModel):
         table = sincos_2d(*grid, self.config.embed_dim, device=self.pos_embed.device)
         return self.cls_token, table.to(self.pos_embed.dtype)
 
-    def _request(self, image: Tensor, num_superpixels: int | None) -> int:
-        """Return the number of superpixels to ask for on ``[B, C, H, W]``."""
+    def _request(self, height: int, width: int, num_superpixels: int | None) -> int:
+        """Return the number of superpixels to ask for."""
         if num_superpixels is not None:
             return num_superpixels
-        area = image.shape[2] * image.shape[3]
-        return max(1, round(self.config.superpixels.num_superpixels * area / self.config.img_size**2))
+        return max(1, round(self.config.superpixels.num_superpixels * height * width / self.config.img_size**2))
 
     def _count_segments(
         self, image: Tensor, labels: Tensor, num_segments: int | None, num_superpixels: int | None
     ) -> int:
         """Check the number of segments, by default that of `superpixels`, and return it."""
         if num_segments is None:
-            request = self._request(image, num_superpixels)
-            num_segments = seeds_count(*image.shape[2:], request, self.config.superpixels.num_levels)
+            num_segments = self.count_superpixels(*image.shape[2:], num_superpixels)
             check_count_covers(labels, num_segments)
         elif isinstance(num_segments, bool) or not isinstance(num_segments, int | torch.SymInt):
             raise TypeError(f"expected num_segments to be an int, got {type(num_segments).__name__}")
