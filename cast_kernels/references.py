@@ -43,6 +43,22 @@ def references(*, keep: Collection[str] = ()) -> Iterator[None]:
         yield
 
 
+def onnx_translations() -> dict[Callable, Callable]:
+    """Return what ``torch.onnx.export(..., custom_translation_table=)`` needs for an ONNX model of few nodes.
+
+    Tracing farthest point sampling unrolls its loop; the table has it as one ``Loop`` of ONNX, in float64 and with ties
+    to the lowest index like its definition. So trace within ``references(keep=["farthest_point_sample"])``.
+
+    Raises:
+        ImportError: onnxscript is not installed (extra ``export``).
+    """
+    try:
+        from cast_kernels import onnx_ops
+    except ImportError as error:
+        raise ImportError(f"ONNX needs onnx and onnxscript: pip install 'cast-kernels[export]' ({error})") from error
+    return {torch.ops.cast_kernels.farthest_point_sample.default: onnx_ops.farthest_point_sample}
+
+
 class _Routing(TorchFunctionMode):
     def __init__(self, table: dict[str, Callable]) -> None:
         super().__init__()

@@ -97,4 +97,3 @@ def test_exported_programs_hold_no_op_of_this_package():
     other = torch.randn(5, 7, 4)
     for a, b in zip(program.module()(other), Layer()(other), strict=True):
         torch.testing.assert_close(a, b)
-
