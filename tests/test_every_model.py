@@ -7,8 +7,9 @@ import torch
 from small_model import grid_labels, photo
 
 from cast import create_model, list_models
-from cast.models import CastSeg, CastSegmenter, Trunk, ViT, build_model
+from cast.models import CastSeg, CastSegmenter, ViT, build_model
 from cast.models.registry import CONFIGS
+from cast.models.trunk import Trunk
 
 FAMILIES = {
     name.replace("_base", "_small").replace("_deep", "").replace("_mini", "_small"): name for name in list_models()
@@ -28,9 +29,8 @@ def _seed():
 def small(name, **overrides):
     """The model with an eighth of its width (small 48, base 96), few blocks and images of 64 x 64."""
     config = CONFIGS[name]
-    changes = {"embed_dim": config.embed_dim // 8, "img_size": 64, "num_classes": min(config.num_classes, 7)}
-    if isinstance(config.num_heads, int):
-        changes["num_heads"] = 4
+    changes = {"embed_dim": config.embed_dim // 8, "num_heads": 4, "img_size": 64}
+    changes["num_classes"] = min(config.num_classes, 7)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         match field.name:
