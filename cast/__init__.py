@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cast.checkpoints import load_official
     from cast.hierarchy import Hierarchy
     from cast.layers import GraphPool
     from cast.models import (
@@ -33,9 +34,15 @@ __all__ = [
     "create_model",
     "from_pretrained",
     "list_models",
+    "load_official",
 ]
 
-_HOMES = {"Hierarchy": "cast.hierarchy", "GraphPool": "cast.layers", "__version__": "cast_kernels"}
+_HOMES = {
+    "GraphPool": "cast.layers",
+    "Hierarchy": "cast.hierarchy",
+    "__version__": "cast_kernels",
+    "load_official": "cast.checkpoints",
+}
 _MODULES = ("data", "hierarchy", "layers", "models")  # reachable as attributes, as after an eager import
 
 

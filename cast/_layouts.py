@@ -30,13 +30,14 @@ class Weights:
     left: dict[str, str] = field(default_factory=dict)
 
 
-def unwrap(content: Any, *, encoder: str = "base", weights: str = "model") -> Weights:
+def unwrap(content: Any, *, encoder: str = "base", weights: str = "model", projector: bool = False) -> Weights:
     """Find the weights in what a checkpoint holds.
 
     Args:
         content: What the file holds.
         encoder: Which encoder of MoCo-v3 pre-training, "base" or "momentum".
         weights: Which weights of a DeiT training, "model" or "ema".
+        projector: Whether the projector of MoCo-v3 pre-training is taken as well, as ``head.``.
 
     Raises:
         ValueError: It holds no state dict of tensors, or not what is asked for.
@@ -51,9 +52,11 @@ def unwrap(content: Any, *, encoder: str = "base", weights: str = "model") -> We
     elif isinstance(content.get("model"), Mapping):
         found = _deit_or_segmenter(content, weights)
     elif isinstance(content.get("state_dict"), Mapping):
-        found = _moco_or_probe(content, encoder)
+        found = _moco_or_probe(content, encoder, projector)
     else:
-        found = _encoder_of(_plain(content), encoder, "the file", {})
+        found = _encoder_of(_plain(content), encoder, "the file", {}, projector)
+    if projector and not (found.layout == "moco" and any(name.startswith("head.") for name in found.state)):
+        raise ValueError("there is no projector of MoCo-v3 pre-training in this checkpoint")
     if encoder == "momentum" and found.layout != "moco":
         raise ValueError("there is no momentum encoder in this checkpoint")
     if weights == "ema" and found.layout != "deit":
@@ -63,14 +66,15 @@ def unwrap(content: Any, *, encoder: str = "base", weights: str = "model") -> We
     return found
 
 
-def _moco_or_probe(content: Mapping[str, Any], encoder: str) -> Weights:
-    found = _encoder_of(_plain(content["state_dict"]), encoder, "state_dict", _others(content, "state_dict"))
+def _moco_or_probe(content: Mapping[str, Any], encoder: str, projector: bool) -> Weights:
+    others = _others(content, "state_dict")
+    found = _encoder_of(_plain(content["state_dict"]), encoder, "state_dict", others, projector)
     if found.layout == "state dict" and "best_acc1" in content:
         return Weights("probe", found.state, found.used, found.left)
     return found
 
 
-def _encoder_of(state: dict[str, Tensor], encoder: str, place: str, left: dict[str, str]) -> Weights:
+def _encoder_of(state: dict[str, Tensor], encoder: str, place: str, left: dict[str, str], projector: bool) -> Weights:
     """Take one encoder of MoCo-v3 pre-training, or everything if there is none."""
     if not any(name.startswith(("base_encoder.", "momentum_encoder.")) for name in state):
         return Weights("state dict", state, place, left)
@@ -82,7 +86,7 @@ def _encoder_of(state: dict[str, Tensor], encoder: str, place: str, left: dict[s
     if wanted not in parts:
         raise ValueError(f"there is no {encoder} encoder in this checkpoint")
     # its head is the projector of the contrastive loss, not a classifier
-    head = {name for name in parts[wanted] if name.startswith("head.")}
+    head = {name for name in parts[wanted] if name.startswith("head.") and not projector}
     left = left | {part: f"{len(names)} tensors" for part, names in parts.items() if part != wanted}
     if head:
         left[f"{wanted}.head"] = f"{len(head)} tensors, the projector of the contrastive loss"
@@ -103,11 +107,12 @@ def _deit_or_segmenter(content: Mapping[str, Any], weights: str) -> Weights:
 
 
 def _spml(content: Mapping[str, Any]) -> Weights:
-    state = {f"embedding_model.{name}": value for name, value in _plain(content["embedding_model"]).items()}
-    if content.get("prediction_model"):
-        predictions = _plain(content["prediction_model"])
-        state |= {f"prediction_model.{name}": value for name, value in predictions.items()}
     used = [name for name in ("embedding_model", "prediction_model") if content.get(name)]
+    state: dict[str, Tensor] = {}
+    for part in used:
+        state |= _plain(content[part])
+    if len(used) == 1:  # an encoder alone
+        state = {name.removeprefix("vit_backbone."): value for name, value in state.items()}
     return Weights("spml", state, " and ".join(used), _others(content, *used))
 
 

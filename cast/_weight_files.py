@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ from torch import Tensor
 from cast._layouts import Weights, unwrap
 
 
-def read_weights(path: Path, *, encoder: str = "base", weights: str = "model") -> Weights:
+def read_weights(path: Path, *, encoder: str = "base", weights: str = "model", projector: bool = False) -> Weights:
     """The weights in a ``.safetensors`` or PyTorch file, on the CPU, without what published checkpoints put around.
 
     Args:
         path: The file.
         encoder: Which encoder of MoCo-v3 pre-training, "base" or "momentum".
         weights: Which weights of a DeiT training, "model" or "ema", their moving average.
+        projector: Whether the projector of MoCo-v3 pre-training is taken as well, as ``head.``.
 
     Raises:
         ValueError: The file cannot be read, has not what is asked for, or holds other things than finite floating
@@ -29,7 +31,7 @@ def read_weights(path: Path, *, encoder: str = "base", weights: str = "model") -
         raise ValueError(f"no such file of weights: {path}")
     try:
         content = load_file(path) if path.suffix.lower() == ".safetensors" else _load_pickle(path)
-        found = unwrap(content, encoder=encoder, weights=weights)
+        found = unwrap(content, encoder=encoder, weights=weights, projector=projector)
         for name, value in found.state.items():
             check_numbers(name, value)
     except pickle.UnpicklingError as error:  # PyTorch's own words recommend to lift the protection
@@ -43,6 +45,10 @@ def read_weights(path: Path, *, encoder: str = "base", weights: str = "model") -
 
 
 def _load_pickle(path: Path) -> Mapping[Any, Any]:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("expected an archive that PyTorch wrote, but this one is compressed")
     # the published DeiT checkpoints carry their command line as a Namespace, which cannot do anything either
     with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -56,6 +62,8 @@ def check_numbers(name: str, value: Tensor) -> None:
     """
     if value.layout is not torch.strided or value.device.type != "cpu":
         raise ValueError(f"{name} is not a plain tensor with values, but {value.layout} on {value.device}")
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():  # a few bytes that claim to be many
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, but not as many values")
     if not value.is_floating_point():
         if name.endswith("num_batches_tracked") and value.dtype == torch.int64:
             return

@@ -12,6 +12,7 @@ from cast_kernels.farthest_point_sample import farthest_point_sample_ref
 from cast_kernels.rgb_to_lab import rgb_to_lab_ref
 from cast_kernels.segment_mean import segment_mean_ref
 from cast_kernels.unpool import unpool_concat_ref
+from cast_kernels.unpool_linear import unpool_sum_ref
 
 REFERENCES: dict[str, Callable] = {
     "assign_pool": assign_pool_ref,
@@ -19,6 +20,7 @@ REFERENCES: dict[str, Callable] = {
     "rgb_to_lab": rgb_to_lab_ref,
     "segment_mean": segment_mean_ref,
     "unpool_concat": unpool_concat_ref,
+    "unpool_sum": unpool_sum_ref,
 }
 
 

@@ -26,9 +26,12 @@ def linear(x, w):
 
 
 def batch_norm(x, w, axis):
+    """With the running statistics, or where the weights hold none, as in training, with those of the batch."""
+    others = [a for a in range(x.ndim) if a != axis]
     shape = [1] * x.ndim
     shape[axis] = -1
-    mean, var = (w[name].view(shape) for name in ("running_mean", "running_var"))
+    mean = w.get("running_mean", x.mean(others)).view(shape)
+    var = w.get("running_var", x.var(others, correction=0)).view(shape)
     x = (x - mean) / torch.sqrt(var + 1e-5)
     return x * w["weight"].view(shape) + w["bias"].view(shape) if "weight" in w else x
 

@@ -9,6 +9,7 @@ import cast_kernels
 from cast import GraphPool, Hierarchy
 from cast.layers import DropPath, resize_labels
 from cast.models import CastConfig, CastSegConfig, CastSegmenterConfig, ViTConfig, build_model
+from cast.models.compat import published_bytes
 from cast.models.official import load_official, to_official
 from cast.models.official_names import POOL_NAMES, official_names
 
@@ -113,15 +114,13 @@ def superpixels(image, recipe):
     bins, iterations, count = 5, 15, {"moco": 196, "deit": 196, "segmenter": height * width // 256}.get(recipe, 1024)
     if recipe == "moco":
         bins, iterations = 15, 20
-    elif recipe == "deit":  # float32 there, float64 back, then truncated
-        mean, std = np.array(MEAN), np.array(STD)
-        normalised = (image.astype(np.float32) / 255 - mean.astype(np.float32)) / std.astype(np.float32)
-        image = ((normalised * std + mean) * 255).astype(np.uint8)
+    elif recipe in ("deit", "segmenter"):
+        planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+        planes = published_bytes(planes, MEAN, STD, "deit" if recipe == "deit" else "negative")
+        image = planes[0].permute(1, 2, 0).numpy()
     elif recipe == "spml_half":
         import cv2
 
         image = cv2.resize(image, (height // 2, width // 2), interpolation=cv2.INTER_LINEAR)
-    elif recipe == "segmenter":  # uint8 times 255 wraps around: the negative image
-        image = image * np.uint8(255)
     image = torch.from_numpy(np.ascontiguousarray(image))[None]
     return cast_kernels.seeds(image, count, order="sequential", bins=bins, iterations=iterations)[0].numpy()

@@ -4,23 +4,15 @@ import copy
 
 import pytest
 import torch
-from small_model import SMALL, grid_labels, make_model
+from small_model import SMALL, VARIANTS, grid_labels, make_model
 from torch import nn
 
 import cast
 from cast import create_model
-from cast.models import CastSegConfig, CastSegmenterConfig, ViTConfig, build_model
+from cast.models import build_model
 from cast.models.extractor import FeatureExtractor
 
-SHAPES = {name: getattr(SMALL, name) for name in ("img_size", "embed_dim", "num_heads", "num_classes")}
-LEVELS = {"depths": SMALL.depths, "num_clusters": SMALL.num_clusters, "superpixels": SMALL.superpixels}
-CONFIGS = {
-    "cast": SMALL,
-    "pretrain": CastSegConfig(stage="pretrain", **SHAPES, **LEVELS),
-    "segmentation": CastSegConfig(**SHAPES, **LEVELS),
-    "segmenter": CastSegmenterConfig(**SHAPES, **LEVELS, decoder_heads=4),
-    "vit": ViTConfig(**SHAPES, depth=3),
-}
+CONFIGS = {"cast": SMALL} | {name: VARIANTS[name] for name in ("pretrain", "segmentation", "segmenter", "vit")}
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from published_forward import (
     to_pixels,
 )
 from small_model import grid_labels
+from torch import nn
 
 from cast import create_model
 from cast.models.official import load_official, to_official
@@ -153,3 +154,63 @@ def test_patch_baseline():
     model, state = make_model("vit_conv_small", depth=3)
     image, _ = inputs()
     same(model(image), patch_classify(state, image, 3))
+
+
+# --- in training: batch statistics, and every gradient
+
+
+def forward_pretrain(state, image, labels, count):
+    features, _ = dense(state, image, labels, count, DEPTHS, CLUSTERS, upsample=False)
+    return linear(features[:, 1:].mean(1), sub(state, "head."))
+
+
+def forward_retrieval(state, image, labels, count):
+    features, _ = dense(state, image, labels, count, DEPTHS, CLUSTERS, upsample=True)
+    return projector(features[:, 1:], sub(state, "head."))
+
+
+def forward_encoder(state, image, labels, count):
+    return dense(state, image, labels, count, DEPTHS, CLUSTERS, upsample=True)[0]
+
+
+def forward_segmenter(state, image, labels, count):
+    tokens = forward_encoder(sub(state, "encoder."), image, labels, count)[:, 1:]
+    return to_pixels(mask_decoder(tokens, sub(state, "decoder."), 2, 3), labels)
+
+
+def forward_voc(state, image, labels, count):
+    labels = labels[:, ::2, ::2]
+    tokens = forward_encoder(sub(state, "vit_backbone."), image, labels, count)[:, 1:]
+    logits = conv_decoder(to_pixels(tokens, labels), sub(state, "semantic_classifier."))
+    return F.interpolate(logits, image.shape[2:], mode="bilinear", align_corners=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "forward", "overrides"),
+    [
+        ("cast_seg_small_deep_pretrain", forward_pretrain, {}),
+        ("cast_seg_small_retrieval", forward_retrieval, {"projector_dims": (40, 32, 16)}),
+        ("cast_seg_deit_small", forward_encoder, {}),
+        ("cast_segmenter_small", forward_segmenter, {"num_classes": 7, "decoder_heads": 3}),
+        ("cast_seg_small_voc", forward_voc, {"num_classes": 7}),
+    ],
+)
+def test_training_step(name, forward, overrides):
+    model, state = make_model(name, **overrides)
+    image, labels = inputs()
+    model.train()
+    for m in model.modules():
+        if isinstance(m, nn.Dropout):
+            m.p = 0.0
+    state = {key: value.requires_grad_() for key, value in state.items() if "running" not in key}
+    theirs = forward(state, image, labels, 49)
+    ours = model(image, labels[:, ::2, ::2] if "voc" in name else labels, 49)
+    same(ours, theirs)
+    weight = torch.randn_like(ours)
+    (ours * weight).sum().backward()
+    (theirs * weight).sum().backward()
+    largest = max(p.grad.norm() for p in model.parameters() if p.grad is not None)
+    for key, p in model.named_parameters():
+        grad = state[official_names(key, model.config)[0]].grad
+        grad = torch.zeros_like(p) if grad is None else grad
+        assert (grad - (0.0 if p.grad is None else p.grad)).norm() <= 1e-9 * largest, key

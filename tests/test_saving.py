@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_model import grid_labels, make_model
+from small_model import VARIANTS, grid_labels, make_model, make_variant
 
 import cast
 from cast import Cast
@@ -49,6 +49,19 @@ def test_the_same_model_comes_back(saved, load):
     assert torch.equal(other.image_mean, model.image_mean)
     args = inputs()
     assert torch.equal(other(*args), model(*args))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_class_of_models(tmp_path, name):
+    model = make_variant(name)
+    model.save_pretrained(tmp_path)
+    other = cast.from_pretrained(tmp_path)
+    assert type(other) is type(model)
+    args = inputs()[:1] if name == "vit" else inputs()
+    assert torch.equal(other(*args), model(*args))
+    assert [p.requires_grad for p in other.parameters()] == [p.requires_grad for p in model.parameters()]
+    with pytest.raises(ValueError, match=f"it holds a {type(model).__name__}, not a Cast$"):
+        Cast.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

@@ -26,12 +26,21 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout) if dropout else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend from every token to every token: ``[B, N, C]`` -> ``[B, N, C]``."""
+    def forward(self, x: Tensor, present: Tensor | None = None) -> Tensor:
+        """Attend from every token to every token, or to those that are ``present`` alone.
+
+        Args:
+            x: ``[B, N, C]``.
+            present: ``[N]`` or ``[B, N]`` bool, of which at least one per image is True; None = all.
+
+        Returns:
+            ``[B, N, C]``.
+        """
         batch, tokens, dim = x.shape
         qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, dim // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, N, d] each
         drop = self.dropout.p if self.dropout is not None and self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, dropout_p=drop)
+        keys = None if present is None else present.view(-1, 1, 1, tokens)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=keys, dropout_p=drop)
         x = self.proj(x.transpose(1, 2).reshape(batch, tokens, dim))
         return x if self.dropout is None else self.dropout(x)

@@ -35,7 +35,7 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), dropout)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Refine tokens: ``[B, N, C]`` -> ``[B, N, C]``."""
-        x = x + self.drop_path(self.attn(self.norm1(x)))
+    def forward(self, x: Tensor, present: Tensor | None = None) -> Tensor:
+        """Refine tokens: ``[B, N, C]`` -> ``[B, N, C]``; only tokens that are ``present``, bool, are attended to."""
+        x = x + self.drop_path(self.attn(self.norm1(x), present))
         return x + self.drop_path(self.mlp(self.norm2(x)))

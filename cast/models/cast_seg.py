@@ -167,7 +167,10 @@ class CastSeg(Trunk):
     def _finish(self, results: Sequence[StageResult]) -> Tensor:
         pools = [result.pooled for result in results]
         return self.fusion(
-            [result.tokens for result in results], [p.parents for p in pools[:-1]], [p.cls for p in pools]
+            [result.tokens for result in results],
+            [p.parents for p in pools[:-1]],
+            [p.cls for p in pools],
+            results[0].present,
         )
 
     def _embed(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cast.layers import resize_labels, tokens_to_pixels
 
 from .cast_seg import CastSeg
+from .compat import present_labels
 from .config import CastSegmenterConfig
 from .fuse import fold_batch_norms
 from .heads import ConvDecoder, LinearDecoder, MaskTransformer
@@ -37,6 +38,7 @@ class CastSegmenter(CastSeg):
 
     def __init__(self, config: CastSegmenterConfig) -> None:
         super().__init__(config)
+        self.head.requires_grad_(False)  # unused
         self.decoder = self._make_decoder(config)
         self._complete_init()
 
@@ -63,10 +65,15 @@ class CastSegmenter(CastSeg):
             labels = self.superpixels(image)
         return self._predict(self.forward_features(image, labels, num_segments), image, labels)
 
-    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Map the output of `forward_features` to logits per segment ``[B, N, num_classes]``, or to the tokens."""
+    def forward_head(self, features: Tensor, pre_logits: bool = False, present: Tensor | None = None) -> Tensor:
+        """Map the output of `forward_features` to logits per segment ``[B, N, num_classes]``, or to the tokens.
+
+        With ``present [N]``, bool, the mask transformer sees those segments alone.
+        """
         tokens = features[:, 1:]
-        return tokens if pre_logits else self.decoder(tokens)
+        if pre_logits:
+            return tokens
+        return self.decoder(tokens) if present is None else self.decoder(tokens, present)
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the decoder by a fresh one; updates ``config``.
@@ -87,7 +94,9 @@ class CastSegmenter(CastSeg):
     def _predict(self, features: Tensor, image: Tensor, labels: Tensor) -> Tensor:
         size = channels_first(image, self.config.in_chans, self.size_multiple).shape[2:]
         if self.config.decoder != "conv":
-            return tokens_to_pixels(self.forward_head(features), resize_labels(labels, size))
+            masked = self.config.compat and self.config.decoder == "mask_transformer"
+            present = present_labels(labels, features.shape[1] - 1) if masked else None
+            return tokens_to_pixels(self.forward_head(features, present=present), resize_labels(labels, size))
         if self.training:  # batch statistics are over pixels
             logits = self.decoder(tokens_to_pixels(self.forward_head(features, pre_logits=True), labels))
         else:

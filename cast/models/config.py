@@ -157,6 +157,8 @@ class CastConfig(ImageConfig):
         pool_dropout: Dropout in each pool while training.
         kappa: Sharpness of the assignment of segments to clusters, in (0, 40].
         superpixels: How superpixels are made.
+        compat: None, or "published": results are those of the published pipelines where these depend on the batch or
+            on accidents, see `cast.models.compat`.
         pool_before_proj: Whether the stem's projection follows the average over superpixels or, as published, comes
             before it. Both are linear, so the results are equal to rounding; following costs 2.8 % fewer FLOPs.
 
@@ -173,6 +175,7 @@ class CastConfig(ImageConfig):
     kappa: float = 5.0
     superpixels: SuperpixelConfig = field(default_factory=SuperpixelConfig)
     pool_before_proj: bool = True
+    compat: str | None = None
 
     def __post_init__(self) -> None:
         self._make_tuples("depths", "num_clusters")
@@ -200,6 +203,7 @@ class CastConfig(ImageConfig):
         _check_finite("kappa", self.kappa)
         if not 0.0 < self.kappa <= MAX_KAPPA:
             raise ValueError(f"expected kappa in (0, {MAX_KAPPA:g}], got {self.kappa}")
+        _check_choice("compat", self.compat, (None, "published"))
         _check_flag("pool_before_proj", self.pool_before_proj)
 
 
@@ -360,7 +364,7 @@ def _check_flag(name: str, value: Any) -> None:
         raise ValueError(f"expected {name} to be True or False, got {value!r}")
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> None:
     if value not in choices:
         raise ValueError(f"expected {name} {' or '.join(map(repr, choices))}, got {value!r}")
 

@@ -86,11 +86,12 @@ class MaskTransformer(nn.Module):
         _init_linear_layers(self)
         nn.init.trunc_normal_(self.cls_emb, std=0.02)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Map ``[B, N, C]`` to logits ``[B, N, num_classes]``."""
+    def forward(self, tokens: Tensor, present: Tensor | None = None) -> Tensor:
+        """Map ``[B, N, C]`` to logits ``[B, N, num_classes]``; only segments ``present [N]``, bool, are attended to."""
         x = torch.cat([self.proj_dec(tokens), self.cls_emb.expand(tokens.shape[0], -1, -1)], dim=1)
+        keys = None if present is None else torch.cat([present, present.new_ones(self.num_classes)])
         for block in self.blocks:
-            x = block(x)
+            x = block(x, keys)
         x = self.decoder_norm(x)
         segments = F.normalize(x[:, : -self.num_classes] @ self.proj_patch, dim=2)
         classes = F.normalize(x[:, -self.num_classes :] @ self.proj_classes, dim=2)

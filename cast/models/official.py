@@ -77,7 +77,9 @@ def to_official(model: ImageModel) -> dict[str, Tensor]:
     return state
 
 
-def load_official(model: ImageModel, state_dict: Mapping[str, Tensor], *, partial: bool = False) -> list[str]:
+def load_official(
+    model: ImageModel, state_dict: Mapping[str, Tensor], *, partial: bool = False, assign: bool = False
+) -> list[str]:
     """Load a published state dict into a model.
 
     Args:
@@ -86,6 +88,7 @@ def load_official(model: ImageModel, state_dict: Mapping[str, Tensor], *, partia
         partial: Start from weights of an earlier stage: parameters that they do not hold stay as they are, a ``head``
             that the model has no place for is left out, and an encoder's names need no ``encoder.`` or
             ``vit_backbone.`` in front.
+        assign: Take the tensors over instead of copying them, as a model on the meta device needs.
 
     Returns:
         Our names that the weights do not hold; none without ``partial``.
@@ -115,7 +118,7 @@ def load_official(model: ImageModel, state_dict: Mapping[str, Tensor], *, partia
     ]
     if problems:
         raise ValueError("the weights are not those of this model; " + "; ".join(problems))
-    model.load_state_dict(state, strict=not partial)
+    model.load_state_dict(state, strict=not partial, assign=assign)
     return missing
 
 

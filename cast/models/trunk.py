@@ -17,6 +17,7 @@ from cast.layers import Block, ConvStem, GraphPool, PoolResult, resize_pos_embed
 from cast_kernels import seeds, seeds_count
 
 from .base import ImageModel
+from .compat import present_superpixels, published_bytes, superpixel_recipe
 from .config import CastConfig
 from .features import Run
 from .inputs import channels_first, check_count_covers, check_labels, normalise, to_uint8
@@ -42,6 +43,7 @@ class StageResult(NamedTuple):
     tokens: Tensor  # [B, N, C] segment tokens after the blocks
     mask: Tensor | None  # [B, N] bool, which of them hold a cell; None = all
     pooled: PoolResult | None  # None where the pool was left out
+    present: Tensor | None = None  # [N] bool, with compat="published" which tokens take part; None = all
 
 
 class Stage(nn.Module):
@@ -129,7 +131,7 @@ class Trunk(ImageModel):
             )
         settings = self.config.superpixels
         return seeds(
-            to_uint8(image, self.image_mean, self.image_std),
+            self._superpixel_bytes(image),
             self._request(*image.shape[2:], num_superpixels),
             order=settings.order,
             bins=settings.bins,
@@ -143,6 +145,15 @@ class Trunk(ImageModel):
         """Return how many superpixels `superpixels` makes of an image of this size; errors are its own."""
         request = self._request(height, width, num_superpixels)
         return seeds_count(height, width, request, self.config.superpixels.num_levels)
+
+    def _superpixel_bytes(self, image: Tensor) -> Tensor:
+        """Return the bytes that superpixels are made of."""
+        recipe = superpixel_recipe(self.config) if self.config.compat else "image"
+        if recipe != "deit":
+            image = to_uint8(image, self.image_mean, self.image_std)
+        if recipe == "image":
+            return image
+        return published_bytes(image, self.config.mean, self.config.std, recipe)
 
     def set_granularity(self, num_clusters: Sequence[int]) -> None:
         """Choose how many segments remain after each stage; weights fit any granularity. Updates ``config``.
@@ -202,16 +213,28 @@ class Trunk(ImageModel):
         self, cls: Tensor, tokens: Tensor, mask: Tensor | None, last_pool: bool, num_stages: int | None
     ) -> list[StageResult]:
         results: list[StageResult] = []
+        present = present_superpixels(mask) if self.config.compat and mask is not None else None
         stages = list(self.stages)[:num_stages]
         for stage in stages:
-            cls, tokens = self._blocks(stage, cls, tokens)
+            cls, tokens = self._blocks(stage, cls, tokens, present)
             if stage is stages[-1] and not last_pool:
-                results.append(StageResult(cls, tokens, mask, None))
+                results.append(StageResult(cls, tokens, mask, None, present))
                 break
-            pooled = stage.pool(tokens, cls, mask)
-            results.append(StageResult(cls, tokens, mask, pooled))
-            tokens, cls, mask = pooled.tokens, pooled.cls, None  # no pooled segment is empty
+            pooled = self._pool(stage, cls, tokens, mask, present)
+            results.append(StageResult(cls, tokens, mask, pooled, present))
+            tokens, cls, mask, present = pooled.tokens, pooled.cls, None, None  # no pooled segment is empty
         return results
+
+    def _pool(
+        self, stage: Stage, cls: Tensor, tokens: Tensor, mask: Tensor | None, present: Tensor | None
+    ) -> PoolResult:
+        if present is None:
+            return stage.pool(tokens, cls, mask)
+        pooled = stage.pool(tokens, cls, mask, present.expand(tokens.shape[:2]))
+        # Pixels may have labels that the grid lost: as published, they follow the last superpixel that is left.
+        rows = torch.arange(len(present), device=present.device)
+        rows = torch.minimum(rows, present.sum() - 1)
+        return pooled._replace(logits=pooled.logits[:, rows], parents=pooled.parents[:, rows])
 
     def _finish(self, results: Sequence[StageResult]) -> Tensor:
         """Return what `forward_features` does, of all stages."""
@@ -251,14 +274,17 @@ class Trunk(ImageModel):
         earlier = [f"stages.{i}." for i in range(level)]
         return [*earlier, f"stages.{level}.blocks."]
 
-    def _blocks(self, stage: Stage, cls: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def _blocks(self, stage: Stage, cls: Tensor, tokens: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
         x = torch.cat([cls, tokens], dim=1)
+        keys = None if present is None else torch.cat([present.new_ones(1), present])
         for block in stage.blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
+                x = checkpoint(block, x, keys, use_reentrant=False)
             else:
-                x = block(x)
-        return x[:, :1], x[:, 1:]
+                x = block(x) if keys is None else block(x, keys)
+        if present is None:
+            return x[:, :1], x[:, 1:]
+        return x[:, :1], x[:, 1:] * present[:, None].to(x.dtype)
 
     def _positions(self, grid: torch.Size) -> tuple[Tensor, Tensor]:
         """Return the class token with its position, and the position table of a stem grid."""
@@ -303,7 +329,7 @@ def pooled_levels(results: Sequence[StageResult]) -> tuple[PooledLevel, ...]:
             mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         return PooledLevel(tokens, cls, mask, pool.logits, pool.indices, pool.parents, pool.tokens, pool.cls)
 
-    return tuple(level(*result) for result in results)
+    return tuple(level(*result[:4]) for result in results)
 
 
 def make_hierarchy(labels: Tensor, results: Sequence[StageResult]) -> Hierarchy:
