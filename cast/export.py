@@ -19,6 +19,7 @@ from torch.export import Dim, ExportedProgram
 
 from cast._files import replace_file
 from cast.models.base import ImageModel
+from cast.models.inputs import channels_first
 from cast.models.trunk import Trunk
 from cast_kernels import __version__, onnx_translations, references
 
@@ -190,6 +191,7 @@ def _trace(
     count = _count(model, (height, width), num_segments)
     device, batch = model.cls_token.device, 2  # 1 would be taken for a constant
     inputs = [torch.zeros(batch, model.config.in_chans, height, width, dtype=dtype, device=device)]
+    channels_first(inputs[0], model.config.in_chans, getattr(model, "size_multiple", model.config.stride))
     if count is not None:
         inputs.append(torch.zeros(batch, height, width, dtype=torch.int32, device=device))
     free = tuple({0: Dim("batch")} for _ in inputs)
