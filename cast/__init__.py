@@ -43,7 +43,7 @@ _HOMES = {
     "__version__": "cast_kernels",
     "load_official": "cast.checkpoints",
 }
-_MODULES = ("data", "hierarchy", "layers", "models")  # reachable as attributes, as after an eager import
+_MODULES = ("data", "export", "hierarchy", "layers", "models")  # reachable as attributes, as after an eager import
 
 
 def __getattr__(name: str) -> Any:

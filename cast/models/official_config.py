@@ -50,8 +50,8 @@ def infer_config(state: Mapping[str, Tensor], **settings: Any) -> ImageConfig:
 
 
 def registered_name(config: ImageConfig) -> str | None:
-    """Return the name of the registered model that differs from a config in its classifier at most, or None."""
-    free = {"num_classes": 1, "encoder_classes": 1}
+    """Return the name of the registered model that differs in its classifier at most, fused or not, or None."""
+    free = {"num_classes": 1, "encoder_classes": 1, "fused": False}
 
     def core(c: ImageConfig) -> ImageConfig:
         changes: dict[str, Any] = {name: value for name, value in free.items() if hasattr(c, name)}
