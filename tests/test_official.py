@@ -92,6 +92,12 @@ def test_published_names_of_the_other_families(family, ours, published):
     assert official_names(ours, FAMILIES[family]) == published
 
 
+def test_the_projector_ends_in_a_norm_without_scale():
+    names = {name.removeprefix("head.") for name in to_official(make_model("seg_retrieval")) if "head." in name}
+    norms = {f"{i}.{part}" for i in (1, 4, 7) for part in ("running_mean", "running_var", "num_batches_tracked")}
+    assert names == {f"{i}.weight" for i in (0, 1, 3, 4, 6)} | {"1.bias", "4.bias"} | norms
+
+
 @pytest.mark.parametrize("name", ["blocks.0.norm1.weight", "stages.4.pool.bias", "stages.0.blocks.3.norm1.bias", "hea"])
 def test_names_we_do_not_have(name):
     with pytest.raises(KeyError):
