@@ -151,6 +151,22 @@ def test_devices_checkpointing_and_compilation(device):
     assert model(image[:0], labels[:0], COUNT).shape == (0, 5)
 
 
+@pytest.mark.parametrize("name", ["cast", "pretrain", "segmenter"])
+def test_half_precision(name):
+    model, _ = make_pair(name)
+    model.float()
+    image, labels = make_batch()
+    image = image.float()
+    expected = model(image, labels, COUNT)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(model(image, labels, COUNT).float(), expected, rtol=0.1, atol=0.1)
+        model.train()(image, labels, COUNT).float().square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    half = model.eval().to(torch.bfloat16)(image, labels, COUNT)
+    assert half.dtype == torch.bfloat16
+    assert half.isfinite().all()
+
+
 def test_which_superpixels_are_present():
     mask = torch.tensor([[True, False, True, False, False], [False, False, False, True, False]])
     assert present_superpixels(mask).tolist() == [True, True, True, True, False]
@@ -185,7 +201,7 @@ def test_a_pool_of_some_tokens(with_mask):
     close(pool(other, cls, mask, present).tokens, ours.tokens)
     everything = torch.ones(2, 11, dtype=torch.bool)
     close(pool(tokens, cls, mask, everything).tokens, pool(tokens, cls, mask).tokens)
-    with pytest.raises(ValueError, match="expected present to be bool"):
+    with pytest.raises(ValueError, match="expected a bool present"):
         pool(tokens, cls, None, present.long())
     with pytest.raises(TypeError, match="present"):
         pool(tokens, cls, None, [True] * 11)

@@ -284,13 +284,13 @@ def hub(monkeypatch, tmp_path):
                 (root / repo_id / file.name).write_bytes(file.read_bytes())
             return f"https://hub/{repo_id}/commit/1"
 
-    def hf_hub_download(name, file, **options):
+    def snapshot_download(name, **options):
         hub.options = options
-        if not (root / name / file).exists():
+        if not (root / name).exists():
             raise FileNotFoundError(f"404 {name}\nmore")
-        return str(root / name / file)
+        return str(root / name)
 
-    hub = types.SimpleNamespace(HfApi=Api, hf_hub_download=hf_hub_download)
+    hub = types.SimpleNamespace(HfApi=Api, snapshot_download=snapshot_download)
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     return hub
 
@@ -301,8 +301,9 @@ def test_to_the_hub_and_back(hub):
     args = inputs()
     assert torch.equal(Cast.from_pretrained("me/cast", revision="main")(*args), model(*args))
     assert hub.options["revision"] == "main"
+    assert hub.options["allow_patterns"] == ["config.json", "model.safetensors"]
     with pytest.raises(
-        ValueError, match=r"no folder me/other, and no config\.json .*FileNotFoundError: 404 me/other\)$"
+        ValueError, match=r"no folder me/other, and no such repository .*FileNotFoundError: 404 me/other\)$"
     ):
         Cast.from_pretrained("me/other")
     with pytest.raises(ValueError, match="user/name"):
@@ -315,13 +316,29 @@ def test_our_calls_are_those_of_the_real_hub():
 
     real = pytest.importorskip("huggingface_hub")
     for function, names in (
-        (real.hf_hub_download, {"revision", "token", "cache_dir", "local_files_only"}),
+        (real.snapshot_download, {"allow_patterns", "revision", "token", "cache_dir", "local_files_only"}),
         (real.HfApi.create_repo, {"private", "exist_ok"}),
         (real.HfApi.upload_folder, {"repo_id", "folder_path", "commit_message", "revision"}),
     ):
         assert names <= set(inspect.signature(function).parameters)
     with pytest.raises(ValueError, match="no folder me/cast"):
         cast.from_pretrained("me/cast", local_files_only=True, cache_dir="/nonexistent/cache")
+
+
+def test_from_the_cache_of_the_real_hub(tmp_path):
+    """A repository that was fetched before: blobs, and links to them under the commit's name."""
+    pytest.importorskip("huggingface_hub")
+    model, repository = make_model(), tmp_path / "models--me--cast"
+    commit = "0123456789" * 4
+    model.save_pretrained(repository / "blobs")
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    for name in ("config.json", "model.safetensors"):
+        (repository / "snapshots" / commit / name).symlink_to(Path("..") / ".." / "blobs" / name)
+    other = cast.from_pretrained("me/cast", cache_dir=tmp_path, local_files_only=True)
+    args = inputs()
+    assert torch.equal(other(*args), model(*args))
 
 
 def test_without_huggingface_hub(monkeypatch, tmp_path):

@@ -172,7 +172,7 @@ class GraphPool(nn.Module):
         for name, x in (("mask", mask), ("present", present)):
             if x is not None and (x.dtype != torch.bool or x.shape != tokens.shape[:2]):
                 raise ValueError(
-                    f"expected {name} to be bool {tuple(tokens.shape[:2])}, got {x.dtype} of shape {tuple(x.shape)}"
+                    f"expected a bool {name} {tuple(tokens.shape[:2])}, got {x.dtype} of shape {tuple(x.shape)}"
                 )
 
     def extra_repr(self) -> str:

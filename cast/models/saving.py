@@ -235,27 +235,23 @@ def _build_empty(cls: type, config: ImageConfig, shapes: dict[str, tuple[int, ..
 def _from_hub(
     name: str, revision: str | None, token: str | bool | None, cache_dir: Any, local_files_only: bool
 ) -> Path:
-    """Fetch the two files from the Hub and return the folder that they lie in."""
+    """Fetch the two files from the Hub, both of one commit, and return the folder that they lie in."""
     if not _HUB_NAME.fullmatch(name) or ".." in name:
         raise ValueError(f"no such folder, and not the name of a repository on the Hub (user/name): {name!r}")
     hub = _hub()
-    paths = []
-    for file in (CONFIG, WEIGHTS):
-        try:
-            paths.append(
-                hub.hf_hub_download(
-                    name,
-                    file,
-                    revision=revision,
-                    token=token,
-                    cache_dir=cache_dir,
-                    local_files_only=local_files_only,
-                )
-            )
-        except Exception as error:  # the errors of the Hub, of the network, and of its cache have no common class
-            reason = f"{type(error).__name__}: {_first_line(error)}"
-            raise ValueError(f"no folder {name}, and no {file} of that repository on the Hub ({reason})") from error
-    return Path(paths[0]).parent
+    try:
+        folder = hub.snapshot_download(
+            name,
+            allow_patterns=[CONFIG, WEIGHTS],
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+    except Exception as error:  # the errors of the Hub, of the network, and of its cache have no common class
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise ValueError(f"no folder {name}, and no such repository on the Hub ({reason})") from error
+    return Path(folder)
 
 
 def _hub() -> ModuleType:
