@@ -75,7 +75,8 @@ def test_logits_alone_and_normalised_images(tmp_path):
 def test_programs_of_half_precision_models():
     model = make_model(depths=(1, 1), num_clusters=(8, 4)).bfloat16()
     image, labels = photo(3, 64, 64), grid_labels(3, 64, 64).int()
-    output, expected = export_program(model).module()(image, labels), model.forward_hierarchy(image, labels, 25)
+    program = export_program(model, num_segments=16)
+    output, expected = program.module()(image, labels), model.forward_hierarchy(image, labels, 16)
     assert output["logits"].dtype == torch.bfloat16
     assert torch.equal(output["logits"], expected.logits)
     assert torch.equal(output["label_maps"], expected.hierarchy.label_maps())
@@ -117,6 +118,15 @@ def test_onnx_of_a_dense_model(tmp_path):
     differences = compare(tmp_path / "model.onnx", model, image, labels, num_segments=30)
     assert_same(differences, 2e-5)
     assert {"logits", "cls", "tokens", "parents1", "label_maps"} <= differences.keys()
+
+
+def test_onnx_of_published_behaviour(tmp_path):
+    """Labels beyond the batch's largest take part in nothing, and the graph finds out which these are."""
+    model = make_model(depths=(1,), num_clusters=(8,), compat="published")
+    export_onnx(model, tmp_path / "model.onnx", num_segments=20)
+    for cell in (16, 20):
+        given = photo(2, 64, 64), grid_labels(2, 64, 64, cell)
+        assert_same(compare(tmp_path / "model.onnx", model, *given, num_segments=20), 1e-5)
 
 
 @pytest.mark.parametrize(
