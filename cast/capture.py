@@ -141,12 +141,13 @@ def _runner(
     """Return what is to be captured, a function of image and labels."""
     if not isinstance(model, Trunk):
         return lambda image, _: model(image)
-    forward = model.forward_hierarchy if hierarchy else model
 
     def run(image: Tensor, labels: Tensor | None) -> Any:
-        if labels is None:
+        if hierarchy:
+            return model.forward_hierarchy(image, labels, num_segments, num_superpixels)
+        if labels is None and num_superpixels is not None:
             labels = model.superpixels(image, num_superpixels)
-        return forward(image, labels, num_segments)
+        return model(image, labels, num_segments)
 
     return run
 
