@@ -10,6 +10,7 @@ from PIL import Image
 from small_model import grid_labels, make_model, photo
 
 from cast import create_model
+from cast.cli import main
 from cast.export import METADATA, compare, export_onnx, export_program, save_program
 from cast.models import ImageConfig
 from cast_kernels import farthest_point_sample, onnx_translations, references
@@ -217,6 +218,17 @@ def test_an_earlier_file_survives_a_failure(tmp_path, monkeypatch):
 def test_only_known_files_are_compared(tmp_path):
     with pytest.raises(ValueError, match=r"ends in \.onnx or \.pt2, got"):
         compare(tmp_path / "model.pth", make_model(), photo(1, 64, 64), grid_labels(1, 64, 64))
+
+
+def test_command_line_errors(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["export", "--out", "model.pth"])
+    assert "expected a file that ends in .onnx or .pt2, got 'model.pth'" in capsys.readouterr().err
+    assert main(["export", "--out", str(tmp_path / "no" / "model.onnx")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+    assert main(["export", "--model", "cast_mini", "--size", "60", "--out", str(tmp_path / "model.pt2")]) == 2
+    assert "multiples of 8, got torch.uint8 of shape (2, 3, 60, 60)" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_extra_is_named(tmp_path, monkeypatch):
