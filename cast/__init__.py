@@ -56,7 +56,7 @@ _HOMES = {
     "superpixels": "cast.superpixel_maps",
     "unpatch_timm": "cast.timm_patch",
 }
-_MODULES = ("data", "hierarchy", "layers", "models")  # reachable as attributes, as after an eager import
+_MODULES = ("data", "export", "hierarchy", "layers", "models")  # reachable as attributes, as after an eager import
 
 
 def __getattr__(name: str) -> Any:

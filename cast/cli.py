@@ -101,6 +101,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_model_options(demo)
     demo.set_defaults(run=_demo)
+
+    export = commands.add_parser(
+        "export",
+        help="write a model for other runtimes, ONNX or torch.export",
+        description="Write a model that takes images and superpixels, for other runtimes, and print how far its "
+        "outputs are from the model's own on a photo. Needs the extra `export` for ONNX.",
+    )
+    export.add_argument("--out", required=True, type=_exported, metavar="FILE", help="model.onnx or model.pt2")
+    _add_model_options(export)
+    export.add_argument("--levels", type=_levels, metavar="K,K,..", help="segments of each level, fine to coarse")
+    export.add_argument("--size", type=_positive, metavar="S", help="side of the images (default: the model's)")
+    export.set_defaults(run=_export)
     return parser
 
 
@@ -159,6 +171,12 @@ def _levels(text: str) -> tuple[int, ...]:
 def _folder(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("expected a folder, got an empty name")
+    return Path(text)
+
+
+def _exported(text: str) -> Path:
+    if Path(text).suffix not in (".onnx", ".pt2"):
+        raise argparse.ArgumentTypeError(f"expected a file that ends in .onnx or .pt2, got {text!r}")
     return Path(text)
 
 
@@ -246,6 +264,26 @@ def _demo(arguments: argparse.Namespace) -> int:
             return 1
     print(printable(str(arguments.out / "panel.png")))
     return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    if not arguments.out.parent.is_dir():
+        raise _UsageError(f"no such folder: {arguments.out.parent}")
+    model = _load(arguments, arguments.levels).model
+
+    from cast._export_command import export_and_compare
+
+    try:
+        differences, agree = export_and_compare(model, arguments.out, arguments.size or model.config.img_size)
+    except (ImportError, ValueError, OSError) as error:
+        raise _UsageError(error) from error
+    print(printable(str(arguments.out)))
+    for name, value in differences.items():
+        exact = name.startswith(("parents", "label"))
+        print(f"  {name}: {f'{value:.3%} differ' if exact else f'off by at most {value:.1e}'}")
+    if not agree:
+        print("cast export: error: the file does not compute what the model does", file=sys.stderr)
+    return 0 if agree else 1
 
 
 def _load(arguments: argparse.Namespace, levels: tuple[int, ...] | None) -> "LoadedModel":

@@ -8,6 +8,7 @@ from cast_kernels.assign_pool import assign_pool
 from cast_kernels.farthest_point_sample import farthest_point_sample
 from cast_kernels.flops import register_flop_formulas
 from cast_kernels.labels_to_edges import labels_to_edges
+from cast_kernels.references import onnx_translations, references
 from cast_kernels.rgb_to_lab import rgb_to_lab
 from cast_kernels.seeds import seeds, seeds_count
 from cast_kernels.segment_mean import segment_mean
@@ -22,6 +23,8 @@ __all__ = [
     "assign_pool",
     "farthest_point_sample",
     "labels_to_edges",
+    "onnx_translations",
+    "references",
     "register_flop_formulas",
     "rgb_to_lab",
     "seeds",

@@ -1,4 +1,4 @@
-"""The classification model: contract, sizes, training, loading, precision, compilation."""
+"""The classification model: contract, sizes, training, loading, precision."""
 
 import copy
 import pickle
@@ -378,7 +378,7 @@ def test_no_weight_decay():
     assert make_model(pos_embed="learned").no_weight_decay() == {"cls_token", "pos_embed"}
 
 
-# --- precision and compilation
+# --- precision
 
 
 def test_double_widens_the_tables():
@@ -387,31 +387,6 @@ def test_double_widens_the_tables():
     assert torch.equal(model.double().pos_embed, table.double())
     image, labels = torch.randn(1, 3, 64, 64), grid_labels(1, 64, 64)
     assert model(image, labels, 16).dtype == torch.float64
-
-
-COMPILED = {"depths": (1, 1), "num_clusters": (8, 4), "pool_dropout": 0.0}
-
-
-@torch.no_grad()
-def test_compiles_to_one_graph():
-    """With labels and, from uint8 alone, with superpixels."""
-    model = make_model(**COMPILED)
-    image, labels = photo(2, 64, 64), grid_labels(2, 64, 64).int()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(image, labels), model(image, labels))
-    torch.testing.assert_close(compiled(image), model(image))
-
-
-def test_compiled_training_step():
-    model = make_model(**COMPILED, pos_embed="learned").train()
-    image, labels = torch.randn(2, 3, 96, 96), grid_labels(2, 96, 96)
-    grads = []
-    for forward in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
-        model.zero_grad()
-        forward(image, labels, 36).square().sum().backward()
-        grads.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
-    for eager, compiled in zip(*grads, strict=True):
-        torch.testing.assert_close(eager, compiled, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("pos_embed", ["sincos", "learned"])

@@ -43,7 +43,7 @@ def sincos_2d(
 
 
 def resize_pos_embed(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """Resize a learned position table by bicubic interpolation (``align_corners=False``).
+    """Resize a position table by bicubic interpolation (``align_corners=False``), in float32 at least.
 
     Args:
         table: ``[1, grid_h * grid_w, C]`` without rows for class tokens, floating point.
@@ -60,6 +60,7 @@ def resize_pos_embed(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, 
         raise ValueError(f"expected a table of {grid[0]} x {grid[1]} rows, got shape {tuple(table.shape)}")
     if tuple(grid) == tuple(new_grid):
         return table
-    image = table.transpose(1, 2).unflatten(2, grid)
+    # Interpolating in half precision would round weights too, and differently in each compiler.
+    image = table.to(torch.promote_types(table.dtype, torch.float32)).transpose(1, 2).unflatten(2, grid)
     image = F.interpolate(image, size=new_grid, mode="bicubic", align_corners=False)
-    return image.flatten(2).transpose(1, 2)
+    return image.flatten(2).transpose(1, 2).to(table.dtype)

@@ -1,8 +1,9 @@
 """What every model has: normalised images, a position table of the stem grid, a classifier that can be replaced."""
 
+import copy
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Self
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +12,19 @@ from cast.layers import resize_pos_embed, sincos_2d
 
 from .config import CastSegConfig, ImageConfig
 from .features import Intermediates
+from .fuse import fold_batch_norms
 from .init import init_linear
 from .saving import Saving
+
+if TYPE_CHECKING:
+    from cast.capture import CapturedModel
 
 
 class ImageModel(Saving, Intermediates, nn.Module):
     """The base of all models: settings, and buffers that a state dict does not hold.
 
     A model defines ``cls_token``, ``pos_embed`` and ``head``, and ends its ``__init__`` with
-    `init_weights` and `init_non_persistent_buffers`.
+    `init_weights` and `_complete_init`.
 
     Args:
         config: The settings; kept as ``model.config``.
@@ -44,7 +49,15 @@ class ImageModel(Saving, Intermediates, nn.Module):
         self.grad_checkpointing = False
         for name in ("image_mean", "image_std"):
             self.register_buffer(name, torch.empty(1, config.in_chans, 1, 1), persistent=False)
+        self.register_load_state_dict_pre_hook(_before_loading)
         self.register_load_state_dict_post_hook(_after_loading)
+
+    def _complete_init(self) -> None:
+        """Bring a model whose modules are all there to the state that its config asks for."""
+        self.init_non_persistent_buffers()
+        if self.config.fused:
+            fold_batch_norms(self)
+            self.eval()
 
     def _grid_side(self) -> int:
         """Return the rows and columns of the stem grid at ``config.img_size``."""
@@ -72,6 +85,82 @@ class ImageModel(Saving, Intermediates, nn.Module):
             self._set_image_statistics(self.image_mean.device)
         return self
 
+    def fuse(self) -> Self:
+        """Return a copy for inference whose batch norms are folded into the layers beside them; this model stays.
+
+        The outputs are those of this model to rounding: the products are computed in float64 and rounded once. The
+        copy's ``config.fused`` is True, so its state dict loads into a model built from that config, and into no other.
+        Load and fine-tune weights before. The copy of a fused model is equal to it.
+
+        Raises:
+            ValueError: The model is in train mode, where batch norms use the statistics of the batch.
+        """
+        if self.training or any(module.training for module in self.modules()):
+            raise ValueError("expected a model in eval mode: call eval() before fuse()")
+        fused = copy.deepcopy(self)
+        fold_batch_norms(fused)
+        fused.config = dataclasses.replace(self.config, fused=True)
+        return fused
+
+    def capture(
+        self,
+        batch: int,
+        size: int | tuple[int, int],
+        *,
+        labels: bool = False,
+        num_segments: int | None = None,
+        num_superpixels: int | None = None,
+        hierarchy: bool = True,
+        dtype: torch.dtype = torch.uint8,
+        pool: Any = None,
+    ) -> "CapturedModel":
+        """Record the model's work at one batch and image size as a CUDA graph, which one launch replays.
+
+        It runs a few times on a stream of its own first, without gradients and under the caller's autocast.
+
+        Args:
+            batch: Number of images B.
+            size: Height and width of the images, or both as one number.
+            labels: Whether superpixels are an input; otherwise making them is part of the graph. Not for `ViT`.
+            num_segments: As in `forward`; None = as many as `superpixels` makes.
+            num_superpixels: As in `superpixels`.
+            hierarchy: Whether `forward_hierarchy` is captured instead of `forward`. Not for `ViT`.
+            dtype: Of the images: uint8, or floating point for normalised ones.
+            pool: Memory to share with another captured model, its ``pool``, or a `torch.cuda.graph_pool_handle`. Those
+                that share may not run at the same time, and what one returns is overwritten by the other.
+
+        Returns:
+            The `CapturedModel`, to be called with images, and labels if they are an input.
+
+        Raises:
+            TypeError: ``dtype`` is neither.
+            ValueError: The model is in train mode or not on a CUDA device, an argument does not fit, or the model waits
+                for the device, as where this build has no CUDA code for superpixels.
+        """
+        from cast.capture import capture
+
+        return capture(
+            self,
+            batch,
+            size,
+            labels=labels,
+            num_segments=num_segments,
+            num_superpixels=num_superpixels,
+            hierarchy=hierarchy,
+            dtype=dtype,
+            pool=pool,
+        )
+
+    def train(self, mode: bool = True) -> Self:
+        """Choose train or eval mode, as for any `nn.Module`.
+
+        Raises:
+            ValueError: Train mode is asked of a fused model, which has no batch norms to train with.
+        """
+        if mode and self.config.fused:
+            raise ValueError("a fused model is for inference only: train the model that fuse() was called on")
+        return super().train(mode)
+
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the classifier by a fresh one, or for ``num_classes=0`` by the identity; updates ``config``.
 
@@ -92,6 +181,13 @@ class ImageModel(Saving, Intermediates, nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Choose whether training recomputes the blocks' activations in the backward pass, to save memory."""
         self.grad_checkpointing = enable
+
+
+def _before_loading(model: ImageModel, state_dict: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
+    if model.config.fused and f"{prefix}stem.layers.0.norm.weight" in state_dict:
+        raise ValueError("expected the weights of a fused model: load these before fuse()")
+    if not model.config.fused and f"{prefix}stem.layers.0.conv.bias" in state_dict:
+        raise ValueError("these are the weights of a fused model: load them into one built with fused=True")
 
 
 def fixed_positions(config: ImageConfig) -> Tensor:

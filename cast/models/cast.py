@@ -52,7 +52,7 @@ class Cast(Trunk):
         self.norm = nn.LayerNorm(config.embed_dim, eps=1e-6)
         self.head = nn.Linear(config.embed_dim, config.num_classes) if config.num_classes else nn.Identity()
         init_weights(self, config.init)
-        self.init_non_persistent_buffers()
+        self._complete_init()
 
     def forward(self, image: Tensor, labels: Tensor | None = None, num_segments: int | None = None) -> Tensor:
         """Classify images.

@@ -75,7 +75,7 @@ class CastSeg(Trunk):
         self.head.requires_grad_(config.stage != "encoder")
         if config.head == "projector":
             self.head = Projector(dim, config.projector_dims)
-        self.init_non_persistent_buffers()
+        self._complete_init()
 
     def forward(self, image: Tensor, labels: Tensor | None = None, num_segments: int | None = None) -> Tensor:
         """Predict, per image or per segment.

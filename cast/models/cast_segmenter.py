@@ -14,6 +14,7 @@ from cast.layers import resize_labels, tokens_to_pixels
 from .cast_seg import CastSeg
 from .compat import present_labels
 from .config import CastSegmenterConfig
+from .fuse import fold_batch_norms
 from .heads import ConvDecoder, LinearDecoder, MaskTransformer
 from .inputs import channels_first
 
@@ -39,6 +40,7 @@ class CastSegmenter(CastSeg):
         super().__init__(config)
         self.head.requires_grad_(False)  # unused
         self.decoder = self._make_decoder(config)
+        self._complete_init()
 
     @staticmethod
     def _make_decoder(config: CastSegmenterConfig) -> nn.Module:
@@ -82,6 +84,8 @@ class CastSegmenter(CastSeg):
         config = dataclasses.replace(self.config, num_classes=num_classes)
         self.decoder = self._make_decoder(config).to(self.cls_token).train(self.training)
         self.config = config
+        if config.fused:
+            fold_batch_norms(self.decoder)
 
     def no_weight_decay(self) -> set[str]:
         """Return the parameters, besides biases and norms, that the published training does not decay."""

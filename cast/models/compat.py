@@ -27,7 +27,7 @@ def present_superpixels(mask: Tensor) -> Tensor:
     labels = torch.arange(mask.shape[1], device=mask.device)
     if not mask.shape[0]:
         return labels >= 0
-    return labels <= (labels * mask.any(dim=0)).amax()
+    return labels <= (labels * mask.any(dim=0)).max()
 
 
 def present_labels(labels: Tensor, count: int) -> Tensor:
@@ -35,7 +35,7 @@ def present_labels(labels: Tensor, count: int) -> Tensor:
     index = torch.arange(count, device=labels.device)
     if not labels.numel():
         return index >= 0
-    return index <= torch.where((labels >= 0) & (labels < count), labels, 0).amax()
+    return index <= torch.where((labels >= 0) & (labels < count), labels, 0).max()
 
 
 def superpixel_recipe(config: CastConfig) -> str:

@@ -85,6 +85,8 @@ class ImageConfig:
             in the first. The published DeiT training uses 0.1, everything else 0.
         mean: Channel means that images in [0, 1] are normalised with.
         std: Channel deviations that images in [0, 1] are normalised with.
+        fused: Whether the batch norms are folded into the layers beside them, as by `ImageModel.fuse`; such a model has
+            no train mode.
 
     Raises:
         ValueError: A value is out of range, or values contradict each other.
@@ -103,6 +105,7 @@ class ImageConfig:
     drop_path: float = 0.0
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    fused: bool = False
 
     def __post_init__(self) -> None:
         self._make_tuples("mean", "std")
@@ -138,6 +141,7 @@ class ImageConfig:
         _check_probability("drop_path", self.drop_path)
         if len(self.mean) != self.in_chans or len(self.std) != self.in_chans or min(self.std) <= 0:
             raise ValueError(f"expected mean and positive std of {self.in_chans} channels, got {self.mean}, {self.std}")
+        _check_flag("fused", self.fused)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, from which `from_dict` makes an equal config; ``kind`` names the class."""
@@ -220,8 +224,7 @@ class CastConfig(ImageConfig):
         if not 0.0 < self.kappa <= MAX_KAPPA:
             raise ValueError(f"expected kappa in (0, {MAX_KAPPA:g}], got {self.kappa}")
         _check_choice("compat", self.compat, (None, "published"))
-        if not isinstance(self.pool_before_proj, bool):
-            raise ValueError(f"expected pool_before_proj to be True or False, got {self.pool_before_proj!r}")
+        _check_flag("pool_before_proj", self.pool_before_proj)
 
 
 @dataclass(frozen=True)
@@ -374,6 +377,11 @@ def _check_integer(name: str, value: Any, least: int = 1) -> None:
 def _check_finite(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"expected {name} to be finite numbers, got {value!r}")
+
+
+def _check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"expected {name} to be True or False, got {value!r}")
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> None:

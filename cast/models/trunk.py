@@ -130,8 +130,12 @@ class Trunk(ImageModel):
                 f"expected labels: superpixels are made of RGB images only, and this model has in_chans="
                 f"{self.config.in_chans}"
             )
-        request = self._request(image, num_superpixels)
+        request = self._request(*image.shape[2:], num_superpixels)
         return seeds(self._superpixel_bytes(image), request, **self.config.superpixels.options(), stride=stride)
+
+    def count_superpixels(self, height: int, width: int, num_superpixels: int | None = None) -> int:
+        """Return how many superpixels `superpixels` makes of an image of this size; errors are its own."""
+        return self.config.superpixels.count(height, width, self._request(height, width, num_superpixels))
 
     def _superpixel_bytes(self, image: Tensor) -> Tensor:
         """Return the bytes that superpixels are made of."""
@@ -285,20 +289,18 @@ class Trunk(ImageModel):
         table = sincos_2d(*grid, self.config.embed_dim, device=self.pos_embed.device)
         return self.cls_token, table.to(self.pos_embed.dtype)
 
-    def _request(self, image: Tensor, num_superpixels: int | None) -> int:
-        """Return the number of superpixels to ask for on ``[B, C, H, W]``."""
+    def _request(self, height: int, width: int, num_superpixels: int | None) -> int:
+        """Return the number of superpixels to ask for."""
         if num_superpixels is not None:
             return num_superpixels
-        area = image.shape[2] * image.shape[3]
-        return max(1, round(self.config.superpixels.num_superpixels * area / self.config.img_size**2))
+        return max(1, round(self.config.superpixels.num_superpixels * height * width / self.config.img_size**2))
 
     def _count_segments(
         self, image: Tensor, labels: Tensor, num_segments: int | None, num_superpixels: int | None
     ) -> int:
         """Check the number of segments, by default that of `superpixels`, and return it."""
         if num_segments is None:
-            request = self._request(image, num_superpixels)
-            num_segments = self.config.superpixels.count(*image.shape[2:], request)
+            num_segments = self.count_superpixels(*image.shape[2:], num_superpixels)
             check_count_covers(labels, num_segments)
         elif isinstance(num_segments, bool) or not isinstance(num_segments, int | torch.SymInt):
             raise TypeError(f"expected num_segments to be an int, got {type(num_segments).__name__}")

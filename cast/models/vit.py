@@ -49,7 +49,7 @@ class ViT(ImageModel):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.head = nn.Linear(dim, config.num_classes) if config.num_classes else nn.Identity()
         init_weights(self, config.init)
-        self.init_non_persistent_buffers()
+        self._complete_init()
 
     def forward(self, image: Tensor) -> Tensor:
         """Classify images: ``[B, 3, H, W]`` -> logits ``[B, num_classes]``, or ``[B, C]`` without classifier.
