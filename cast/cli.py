@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cast._terminal import Progress, exit_code, prepare_streams, printable, stop_signals
+from cast.bench.cli import add_bench
 
 if TYPE_CHECKING:
     from cast.weights import LoadedModel
@@ -101,6 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_model_options(demo)
     demo.set_defaults(run=_demo)
+
+    add_bench(commands)
     return parser
 
 

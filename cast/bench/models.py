@@ -1,0 +1,94 @@
+"""The models that are measured, by name: ours, and the ones that they are compared with."""
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from cast.models import create_model, list_models
+from cast.models.registry import CONFIGS
+
+SEED = 0
+
+
+class Missing(Exception):
+    """A peer cannot be built here; the message says why."""
+
+
+def build(name: str, size: int = 224) -> nn.Module:
+    """Build a model with random weights that are the same in every run, in eval mode, on the CPU in float32.
+
+    Args:
+        name: One of `known`.
+        size: Height and width of its images.
+
+    Raises:
+        Missing: What it needs is not installed.
+        ValueError: The name is not known, or the model does not take the size.
+    """
+    if name not in known():
+        raise ValueError(f"unknown model {name!r}; known are {', '.join(known())}")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(SEED)
+        model = PEERS[name](size) if name in PEERS else _ours(name, size)
+    return model.eval()
+
+
+def known() -> list[str]:
+    """Return all names, sorted."""
+    return sorted({*PEERS, *list_models()})
+
+
+def _ours(name: str, size: int) -> nn.Module:
+    if not name.startswith("cast_"):
+        return create_model(name, img_size=size)
+    config = CONFIGS[name]
+    # As many superpixels as a ViT has patches: 196 at 224 pixels.
+    count = max(1, round(config.superpixels.num_superpixels * size**2 / config.img_size**2))
+    return create_model(name, img_size=size, superpixels=dataclasses.replace(config.superpixels, num_superpixels=count))
+
+
+def _timm(name: str, **options: object) -> nn.Module:
+    try:
+        timm = importlib.import_module("timm")
+    except Exception as error:  # timm imports torchvision, which raises anything where it was built for another torch
+        raise Missing(f"timm does not import ({error}); pip install 'cast-kernels[bench]'") from error
+    return timm.create_model(name, **options)
+
+
+def _vit(name: str) -> Callable[[int], nn.Module]:
+    return lambda size: _timm(f"vit_{name}_patch16_224", img_size=size)
+
+
+def _swin(size: int) -> nn.Module:
+    return _timm("swin_tiny_patch4_window7_224", img_size=size)
+
+
+def _tome(name: str, merged: int = 16) -> Callable[[int], nn.Module]:
+    """ToMe's own patch of a timm ViT, merging as many tokens per block as in the paper's comparison (E.6)."""
+
+    def make(size: int) -> nn.Module:
+        try:
+            tome = importlib.import_module("tome")
+        except Exception as error:
+            raise Missing(f"ToMe (github.com/facebookresearch/ToMe) does not import: {error}") from error
+        model = _vit(name)(size)
+        try:
+            tome.patch.timm(model)
+        except Exception as error:  # it follows the timm of 2022
+            raise Missing(f"ToMe does not patch this timm: {error}") from error
+        model.r = merged
+        return model
+
+    return make
+
+
+PEERS: dict[str, Callable[[int], nn.Module]] = {
+    "vit_small": _vit("small"),
+    "vit_base": _vit("base"),
+    "swin_tiny": _swin,
+    "tome_small": _tome("small"),
+    "tome_base": _tome("base"),
+}
