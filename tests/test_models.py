@@ -158,6 +158,19 @@ def test_two_granularities_share_weights():
     assert coarse.forward_hierarchy(image, labels, 16).hierarchy.num_segments == (16, 10, 3, 2)
 
 
+def test_granularity_may_be_changed():
+    model, other = make_model(), make_model(num_clusters=(10, 3, 2))
+    other.load_state_dict(model.state_dict())
+    image, labels = torch.randn(1, 3, 64, 64), grid_labels(1, 64, 64)
+    model.set_granularity([10, 3, 2])
+    assert model.config == other.config
+    assert torch.equal(model(image, labels, 16), other(image, labels, 16))
+    for wrong in ((10, 3), (3, 10, 2), (10, 3, 2.0), (10, 3, 0), 10):
+        with pytest.raises(ValueError, match="num_clusters"):
+            model.set_granularity(wrong)
+    assert torch.equal(model(image, labels, 16), other(image, labels, 16))
+
+
 def test_number_of_superpixels_is_free_of_the_stem_grid():
     model = make_model()
     labels = grid_labels(1, 64, 64, 4)  # 256 superpixels on a grid of 64 cells

@@ -66,7 +66,11 @@ def test_overrides():
 
 def test_config_survives_json():
     config = dataclasses.replace(CONFIG, drop_path=0.1, mean=(0.5, 0.4, 0.3))
+    assert config.to_dict()["kind"] == "cast"
     assert CastConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert CastConfig.from_dict({}) == CastConfig()
+    with pytest.raises(ValueError, match="expected kind to be one of .*cast.*, got 'resnet'"):
+        CastConfig.from_dict({"kind": "resnet"})
     with pytest.raises(ValueError, match="unknown CastConfig values: colour"):
         CastConfig.from_dict({"colour": 1})
     with pytest.raises(ValueError, match="unknown SuperpixelConfig values: size"):

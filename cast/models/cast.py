@@ -4,34 +4,16 @@ Source: Ke, Mo, Yu, "Learning Hierarchical Image Segmentation For Recognition an
 (https://arxiv.org/abs/2210.00314).
 """
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from cast.hierarchy import Hierarchy
-from cast.layers import Block, ConvStem, GraphPool, PoolResult, resize_pos_embed, sincos_2d, superpixel_tokens
-from cast_kernels import seeds, seeds_count
 
 from .config import CastConfig
-from .init import init_linear, init_weights
-from .inputs import channels_first, check_count_covers, check_labels, normalise, to_uint8
-
-
-class PooledLevel(NamedTuple):
-    """The segments of one level and how they are grouped into the next; ``N`` segments become ``K``."""
-
-    tokens: Tensor  # [B, N, C] segment tokens after the stage's blocks, as they enter the pool
-    cls: Tensor  # [B, 1, C] class token after the stage's blocks
-    mask: Tensor  # [B, N] bool, True where the segment holds a cell of the stem grid; all True beyond level 0
-    logits: Tensor  # [B, N, K] kappa * cosine; softmax over K is the soft assignment
-    indices: Tensor  # [B, K] int64, the segments that serve as centroids, in the order sampled
-    parents: Tensor  # [B, N] int64, the segment of the next level that each is assigned to
-    pooled_tokens: Tensor  # [B, K, C] what the pool made of the tokens: those of the next level, before its blocks
-    pooled_cls: Tensor  # [B, 1, C] what the pool made of the class token
+from .init import init_weights
+from .trunk import PooledLevel, Trunk, make_hierarchy, pooled_levels
 
 
 class CastOutput(NamedTuple):
@@ -43,114 +25,33 @@ class CastOutput(NamedTuple):
     levels: tuple[PooledLevel, ...]  # one per stage; level 0 are the superpixels
 
 
-class Stage(nn.Module):
-    """Transformer blocks on class and segment tokens, then the pool that makes coarser segments of them."""
-
-    def __init__(self, config: CastConfig, level: int, drop_path: list[float]) -> None:
-        super().__init__()
-        dim, heads, ratio = config.embed_dim, config.num_heads, config.mlp_ratio
-        self.blocks = nn.ModuleList(Block(dim, heads, ratio, drop_path=p) for p in drop_path)
-        self.pool = GraphPool(
-            dim,
-            config.num_clusters[level],
-            heads,
-            mlp_ratio=ratio,
-            dropout=config.pool_dropout,
-            kappa=config.kappa,
-        )
-
-
-class Cast(nn.Module):
+class Cast(Trunk):
     """The classification model: an image and its superpixels in, class logits and a hierarchy of segments out.
 
-    A convolutional stem of stride 8; one token per superpixel, the mean of its features plus the mean of its positions;
-    a class token in front; per stage some transformer blocks and a `GraphPool`; the final norm of the class token
-    before the last pool; a linear classifier.
+    A convolutional stem of stride 8; one token per superpixel, the mean of its features plus the mean of its positions,
+    over the cells whose top-left pixel it holds; a class token in front; per stage some transformer blocks and a
+    `GraphPool`; the final norm of the class token before the last pool; a linear classifier.
 
     The last pool only names the coarsest segments. Nothing of it reaches the logits, so as in the published model it is
     frozen at what it was initialised or loaded with (``requires_grad`` is False), and `forward` leaves it out.
 
-    Images are uint8 ``[B, 3, H, W]`` or ``[B, H, W, 3]``, normalised inside, or floating point ``[B, 3, H, W]``,
-    normalised already, with H and W multiples of 8. Superpixels are an integer map ``labels [B, H, W]``, taken at the
-    top-left pixel of each 8 x 8 cell, of which ``num_segments`` exist: labels outside ``[0, num_segments)`` belong to
-    no segment. By default they are made of the image, on its device, by `superpixels`; ``num_segments`` is the number
-    that this gives, whatever the labels. Labels of another origin need theirs: on the CPU larger ones are refused, on
-    other devices and when compiled they would have to be waited for, and are ignored.
-
-    A superpixel without a cell is a zero token. It takes part in attention and pooling, as in the published model, but
-    is never sampled as a centroid while others are left.
+    What images and superpixels may be, and the attributes of all variants: see `Trunk`.
 
     Args:
         config: The settings; kept as ``model.config``.
 
     Attributes:
-        stem: The `ConvStem`.
-        cls_token: ``[1, 1, C]``.
-        pos_embed: ``[1, N, C]``: the frozen sin-cos table of the ``img_size`` grid, a buffer that is not saved, or a
-            learned parameter whose first row is the class token's. Other grids compute or bicubically resize it.
-        stages: Per level, ``blocks`` and ``pool``.
         norm: The final `LayerNorm`.
         head: The classifier, or the identity for ``num_classes=0``.
-        image_mean: ``[1, 3, 1, 1]``, what uint8 images are normalised with: a buffer that is not saved and that stays
-            float32 whatever the model is cast to.
-        image_std: The same.
     """
 
-    pos_embed: Tensor
-    image_mean: Tensor
-    image_std: Tensor
-
     def __init__(self, config: CastConfig) -> None:
-        super().__init__()
-        self.config = config
-        dim = config.embed_dim
-        side = config.img_size // ConvStem.stride
-        self.grad_checkpointing = False
-
-        self.stem = ConvStem(config.in_chans, dim)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        if config.pos_embed == "learned":
-            self.pos_embed = nn.Parameter(torch.zeros(1, 1 + side * side, dim))
-        else:
-            self.register_buffer("pos_embed", torch.empty(1, side * side, dim), persistent=False)
-        for name in ("image_mean", "image_std"):
-            self.register_buffer(name, torch.empty(1, config.in_chans, 1, 1), persistent=False)
-        total = sum(config.depths)
-        rates = iter([config.drop_path * i / max(1, total - 1) for i in range(total)])
-        self.stages = nn.ModuleList(
-            Stage(config, level, [next(rates) for _ in range(depth)]) for level, depth in enumerate(config.depths)
-        )
+        super().__init__(config)
         self.stages[-1].pool.requires_grad_(False)
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.head = nn.Linear(dim, config.num_classes) if config.num_classes else nn.Identity()
+        self.norm = nn.LayerNorm(config.embed_dim, eps=1e-6)
+        self.head = nn.Linear(config.embed_dim, config.num_classes) if config.num_classes else nn.Identity()
         init_weights(self, config.init)
         self.init_non_persistent_buffers()
-        self.register_load_state_dict_post_hook(_after_loading)
-
-    def init_non_persistent_buffers(self) -> None:
-        """Compute what a state dict does not hold: the sin-cos table, and the mean and deviation of images.
-
-        Called when weights are loaded; after `to_empty` without loading, call it yourself. They follow the device of
-        the class token, and the table its dtype.
-        """
-        like = self.cls_token
-        if self.config.pos_embed == "sincos":
-            side = self.config.img_size // ConvStem.stride
-            # Made on the CPU, so that a model's table does not depend on where its weights were loaded.
-            self.pos_embed = sincos_2d(side, side, self.config.embed_dim, device="cpu").to(like)
-        self._set_image_statistics(like.device)
-
-    def _set_image_statistics(self, device: torch.device) -> None:
-        for name in ("mean", "std"):
-            values = torch.tensor(getattr(self.config, name), dtype=torch.float32, device="cpu")
-            setattr(self, f"image_{name}", values.view(1, -1, 1, 1).to(device))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Cast":
-        """Do what `nn.Module` does for `to`, `half` and the like, but keep the image statistics in float32."""
-        super()._apply(fn, recurse)
-        if self.image_mean.dtype != torch.float32:
-            self._set_image_statistics(self.image_mean.device)
-        return self
 
     def forward(self, image: Tensor, labels: Tensor | None = None, num_segments: int | None = None) -> Tensor:
         """Classify images.
@@ -182,7 +83,8 @@ class Cast(nn.Module):
         Returns:
             ``[B, 1 + K, C]``, class token first; K is the last but one of ``config.num_clusters``.
         """
-        return self._run(image, labels, num_segments, None, None)
+        last = self.run(image, labels, num_segments, last_pool=False)[-1]
+        return self.norm(torch.cat([last.cls, last.tokens], dim=1))
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Map the output of `forward_features` to logits, or with ``pre_logits`` to the class embedding ``[B, C]``."""
@@ -212,146 +114,8 @@ class Cast(nn.Module):
         """
         if labels is None:
             labels = self.superpixels(image, num_superpixels)
-        levels: list[PooledLevel] = []
-        features = self._run(image, labels, num_segments, num_superpixels, levels)
+        results = self.run(image, labels, num_segments, num_superpixels)
+        features = self.norm(torch.cat([results[-1].cls, results[-1].tokens], dim=1))
         embedding = self.forward_head(features, pre_logits=True)
-        hierarchy = Hierarchy.from_assignments(
-            labels, [level.logits for level in levels], [level.parents for level in levels]
-        )
-        return CastOutput(self.head(embedding), embedding, hierarchy, tuple(levels))
-
-    @torch.no_grad()
-    def superpixels(self, image: Tensor, num_superpixels: int | None = None) -> Tensor:
-        """Make SEEDS superpixels of images, with the settings of ``config.superpixels``, on the images' device.
-
-        Args:
-            image: As in `forward`; floating point is brought back to the nearest uint8 first.
-            num_superpixels: How many to ask for; None = ``config.superpixels.num_superpixels``, which is meant for
-                ``img_size``, in proportion to the area of the image.
-
-        Returns:
-            Labels ``[B, H, W]`` int32, in ``[0, seeds_count(H, W, num_superpixels, num_levels))``.
-
-        Raises:
-            TypeError: The image has the wrong type or dtype.
-            ValueError: The image has the wrong shape, is too small, or is not RGB.
-        """
-        image = channels_first(image, self.config.in_chans)
-        if self.config.in_chans != 3:
-            raise ValueError(
-                f"expected labels: superpixels are made of RGB images only, and this model has in_chans="
-                f"{self.config.in_chans}"
-            )
-        settings = self.config.superpixels
-        return seeds(
-            to_uint8(image, self.image_mean, self.image_std),
-            self._request(image, num_superpixels),
-            order=settings.order,
-            bins=settings.bins,
-            prior=settings.prior,
-            iterations=settings.iterations,
-            num_levels=settings.num_levels,
-            double_step=settings.double_step,
-        )
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by a fresh one, or for ``num_classes=0`` by the identity; updates ``config``.
-
-        Raises:
-            ValueError: ``num_classes`` is no integer of at least 0; the model is as before then.
-        """
-        config = dataclasses.replace(self.config, num_classes=num_classes)
-        head: nn.Module = nn.Identity()
-        if num_classes:
-            head = nn.Linear(config.embed_dim, num_classes, device=self.cls_token.device, dtype=self.cls_token.dtype)
-            init_linear(head, config.init)
-        self.config, self.head = config, head
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the parameters, besides biases and norms, that the published DeiT training does not decay."""
-        return {"cls_token", "pos_embed"} & {name for name, _ in self.named_parameters()}
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Choose whether training recomputes the blocks' activations in the backward pass, to save memory."""
-        self.grad_checkpointing = enable
-
-    def _run(
-        self,
-        image: Tensor,
-        labels: Tensor | None,
-        num_segments: int | None,
-        num_superpixels: int | None,
-        levels: list[PooledLevel] | None,
-    ) -> Tensor:
-        """Return the features; with ``levels``, run the last pool as well and append every level."""
-        image = channels_first(image, self.config.in_chans)
-        if labels is None:
-            labels = self.superpixels(image, num_superpixels)
-        check_labels(labels, image)
-        if num_segments is None:
-            request = self._request(image, num_superpixels)
-            num_segments = seeds_count(*image.shape[2:], request, self.config.superpixels.num_levels)
-            check_count_covers(labels, num_segments)
-        elif isinstance(num_segments, bool) or not isinstance(num_segments, int | torch.SymInt):
-            raise TypeError(f"expected num_segments to be an int, got {type(num_segments).__name__}")
-        if num_segments < self.config.num_clusters[0]:
-            raise ValueError(
-                f"expected at least num_clusters[0] = {self.config.num_clusters[0]} superpixels, got {num_segments} "
-                f"for an image of {image.shape[2]} x {image.shape[3]}; ask for more superpixels or build the model "
-                "with smaller num_clusters"
-            )
-        pixels = normalise(image, self.image_mean, self.image_std, self.cls_token.dtype)
-        late = self.config.pool_before_proj
-        features = self.stem.hidden(pixels) if late else self.stem(pixels)
-        cls, positions = self._positions(features.shape[-2:])
-        proj = self.stem.proj if late else None
-        tokens, mask = superpixel_tokens(features, labels, num_segments, positions, proj)
-        cls = cls.expand(tokens.shape[0], -1, -1).to(tokens.dtype)
-        for stage in self.stages:
-            cls, tokens = self._blocks(stage, cls, tokens)
-            is_last = stage is self.stages[-1]
-            if is_last and levels is None:
-                break
-            pooled = stage.pool(tokens, cls, mask)
-            if levels is not None:
-                levels.append(_level(tokens, cls, mask, pooled))
-            if not is_last:
-                tokens, cls, mask = pooled.tokens, pooled.cls, None  # no pooled segment is empty
-        return self.norm(torch.cat([cls, tokens], dim=1))
-
-    def _blocks(self, stage: Stage, cls: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        x = torch.cat([cls, tokens], dim=1)
-        for block in stage.blocks:
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-        return x[:, :1], x[:, 1:]
-
-    def _positions(self, grid: torch.Size) -> tuple[Tensor, Tensor]:
-        """Return the class token with its position, and the position table of a stem grid."""
-        side = self.config.img_size // ConvStem.stride
-        if self.config.pos_embed == "learned":
-            cls = self.cls_token + self.pos_embed[:, :1]
-            return cls, resize_pos_embed(self.pos_embed[:, 1:], (side, side), (grid[0], grid[1]))
-        if tuple(grid) == (side, side):
-            return self.cls_token, self.pos_embed
-        table = sincos_2d(*grid, self.config.embed_dim, device=self.pos_embed.device)
-        return self.cls_token, table.to(self.pos_embed.dtype)
-
-    def _request(self, image: Tensor, num_superpixels: int | None) -> int:
-        """Return the number of superpixels to ask for on ``[B, C, H, W]``."""
-        if num_superpixels is not None:
-            return num_superpixels
-        area = image.shape[2] * image.shape[3]
-        return max(1, round(self.config.superpixels.num_superpixels * area / self.config.img_size**2))
-
-
-def _after_loading(model: Cast, _incompatible_keys: Any) -> None:
-    model.init_non_persistent_buffers()  # a model built on the meta device has none until now
-
-
-def _level(tokens: Tensor, cls: Tensor, mask: Tensor | None, pooled: PoolResult) -> PooledLevel:
-    if mask is None:
-        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-    return PooledLevel(tokens, cls, mask, pooled.logits, pooled.indices, pooled.parents, pooled.tokens, pooled.cls)
+        hierarchy = make_hierarchy(labels, results)
+        return CastOutput(self.head(embedding), embedding, hierarchy, pooled_levels(results))
