@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-PRESETS = ("default", "peers", "train")
+PRESETS = ("default", "peers", "batches", "sizes", "granularity", "train")
 
 
 def add_bench(commands: argparse._SubParsersAction) -> None:

@@ -14,7 +14,7 @@ from cast.weights import find_device
 from .compare import compare, differing_facts
 from .latency import Budget, measure_grid, row_key
 from .machine import command_line, machine
-from .models import known
+from .models import check_name
 from .paths import Workshop
 from .report import print_table, write_chart
 from .setting import Grid, Setting, presets
@@ -64,13 +64,10 @@ def _prepare(arguments: argparse.Namespace) -> tuple[torch.device, Grid, list[di
     try:
         device = find_device(arguments.device)
         named = presets(device.type == "cuda")
-        if arguments.preset not in named:
-            raise ValueError(f"the preset {arguments.preset!r} is for machines with CUDA; here: {', '.join(named)}")
         fields = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Grid)}
         grid = dataclasses.replace(named[arguments.preset], **{k: v for k, v in fields.items() if v is not None})
-        unknown = [name for name in (*grid.models, arguments.baseline) if name is not None and name not in known()]
-        if unknown:
-            raise ValueError(f"unknown model {unknown[0]!r}; known are {', '.join(known())}")
+        for name in (*grid.models, *([arguments.baseline] if arguments.baseline else [])):
+            check_name(name)
         if "graph" in grid.launches and device.type != "cuda":
             raise ValueError("--launch graph needs a CUDA device")
         for name in ("threads", "workers"):

@@ -93,6 +93,7 @@ def _figures(setting: Setting, time: Timing, base: Timing | None, path: Path, me
         "p80_ms": round(1e3 * time.p80, 4),
         "runs": len(time.samples),
         "images_per_s": round(setting.batch / time.p50, 2),
+        "hours_per_million": round(1e6 * time.p50 / setting.batch / 3600, 3),
         "ratio": "" if base is None else round(time.p50 / base.p50, 4),
         "peak_MiB": round(memory, 1) if memory else "",
         "error": f"{path.error:.1e}",

@@ -10,6 +10,8 @@ from torch import nn
 from cast.models import create_model, list_models
 from cast.models.registry import CONFIGS
 
+from .published import PublishedForward
+
 SEED = 0
 
 
@@ -21,19 +23,28 @@ def build(name: str, size: int = 224) -> nn.Module:
     """Build a model with random weights that are the same in every run, in eval mode, on the CPU in float32.
 
     Args:
-        name: One of `known`.
+        name: One of `known`; ours may say their granularity, as "cast_small:324/128/64/32/16": the superpixels at this
+            size, then the segments that each stage leaves.
         size: Height and width of its images.
 
     Raises:
         Missing: What it needs is not installed.
-        ValueError: The name is not known, or the model does not take the size.
+        ValueError: The name is not known, or the model does not take the size or granularity.
     """
-    if name not in known():
-        raise ValueError(f"unknown model {name!r}; known are {', '.join(known())}")
+    check_name(name)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(SEED)
         model = PEERS[name](size) if name in PEERS else _ours(name, size)
     return model.eval()
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError unless `build` knows the name."""
+    base, colon, counts = name.partition(":")
+    if base not in known():
+        raise ValueError(f"unknown model {base!r}; known are {', '.join(known())}")
+    if colon and (base not in CONFIGS or not all(count.isdecimal() for count in counts.split("/"))):
+        raise ValueError(f"expected a granularity only with our models, as in cast_small:196/64/32/16/8, got {name!r}")
 
 
 def known() -> list[str]:
@@ -48,6 +59,10 @@ def _ours(name: str, size: int) -> nn.Module:
     # As many superpixels as a ViT has patches: 196 at 224 pixels.
     count = max(1, round(config.superpixels.num_superpixels * size**2 / config.img_size**2))
     return create_model(name, img_size=size, superpixels=dataclasses.replace(config.superpixels, num_superpixels=count))
+
+
+def _published(name: str, *, sampling: bool = True) -> Callable[[int], nn.Module]:
+    return lambda size: PublishedForward(_ours(f"cast_{name}", size), sampling=sampling)
 
 
 def _timm(name: str, **options: object) -> nn.Module:
@@ -88,6 +103,10 @@ def _tome(name: str, merged: int = 16) -> Callable[[int], nn.Module]:
 PEERS: dict[str, Callable[[int], nn.Module]] = {
     "vit_small": _vit("small"),
     "vit_base": _vit("base"),
+    "published_small": _published("small"),
+    "published_base": _published("base"),
+    "published_small_without_sampling": _published("small", sampling=False),
+    "published_base_without_sampling": _published("base", sampling=False),
     "swin_tiny": _swin,
     "tome_small": _tome("small"),
     "tome_base": _tome("base"),

@@ -12,6 +12,7 @@ from . import gate
 from .harness import capture
 from .inputs import Maker, normalised, photos, worker_maker
 from .models import build
+from .published import PublishedForward
 from .setting import DTYPES, Setting
 
 
@@ -68,6 +69,7 @@ class Workshop:
         return Path(run if before is None else lambda: (before(), run()), error, note)
 
     def _maker(self, model: nn.Module, setting: Setting) -> tuple[Maker | None, str]:
+        model = model.model if isinstance(model, PublishedForward) else model
         if not isinstance(model, Cast):
             return None, ""
         return worker_maker(model, self.workers) if setting.superpixels == "workers" else (model.superpixels, "")

@@ -91,22 +91,38 @@ class Grid:
             yield [
                 Setting(model, batch, size, dtype, launch, direction, source)
                 for model in self.models
-                for source in (self.superpixels if model.startswith("cast_") else (NO_SUPERPIXELS,))
+                for source in self._sources(model)
             ]
+
+    def _sources(self, model: str) -> Sequence[str]:
+        if model.startswith("cast_"):
+            return self.superpixels
+        if model.startswith("published_"):  # the published model is handed its superpixels
+            return [source for source in self.superpixels if source != "made"] or ["given"]
+        return [NO_SUPERPIXELS]
 
 
 def presets(cuda: bool) -> dict[str, Grid]:
     """Return the named grids, for a machine with CUDA or without."""
     small = ("cast_small", "vit_small")
     peers = ("cast_small", "vit_small", "vit_conv_small", "swin_tiny", "tome_small", "cast_base", "vit_base")
+    grained = [f"cast_small:{g}" for g in ("196/32/16/8/4", "196/64/32/16/8", "196/128/64/32/16")]
+    grained += [f"cast_small:{g}" for g in ("324/64/32/16/8", "324/128/64/32/16")]
     if not cuda:
         return {
             "default": Grid(small),
             "peers": Grid((*peers, "vit_conv_base", "tome_base"), superpixels=("made", "given")),
+            "batches": Grid(small, batches=(1, 2, 4, 8, 16), superpixels=("made", "given")),
+            "sizes": Grid(small, batches=(2,), sizes=(224, 320, 384, 512), superpixels=("made", "given")),
+            "granularity": Grid((*grained, "vit_small"), batches=(8,), superpixels=("given",)),
+            "train": Grid(small, batches=(8,), directions=("forward+backward",), superpixels=("given",)),
         }
     fast = {"dtypes": ("bf16",), "launches": ("graph",)}
     return {
         "default": Grid((*small, "cast_base", "vit_base"), batches=(1, 64, 256), **fast),
         "peers": Grid((*peers, "vit_conv_base", "tome_base"), batches=(1, 31, 64, 256), **fast),
+        "batches": Grid(small, batches=(1, 2, 4, 8, 16, 31, 32, 64, 128, 256), **fast),
+        "sizes": Grid(small, batches=(64,), sizes=(224, 320, 384, 512), **fast),
+        "granularity": Grid((*grained, "vit_small"), batches=(256,), superpixels=("given",), **fast),
         "train": Grid(small, batches=(64, 256), dtypes=("bf16",), directions=("forward+backward",)),
     }
