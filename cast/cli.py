@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_streams()
     parser = _parser()
     arguments = parser.parse_args(argv)
+    arguments.argv = sys.argv[1:] if argv is None else list(argv)
     with stop_signals(restore=argv is not None):
         try:
             return arguments.run(arguments)

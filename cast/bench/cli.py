@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 PRESETS = ("default", "peers", "batches", "sizes", "granularity", "train")
@@ -24,7 +25,47 @@ def add_bench(commands: argparse._SubParsersAction) -> None:
     )
     _add_grid(latency)
     _add_run(latency)
-    latency.set_defaults(run=_latency)
+    latency.set_defaults(run=_command("latency"))
+
+    paper = kinds.add_parser(
+        "paper",
+        help="the paper's efficiency tables, here",
+        description="The paper's efficiency tables on this machine: GFLOPs (Tables 1, 4, 5c), time per level (Table "
+        "7), CAST-B beside ViT-B with superpixels apart (A.4), peak memory. Writes paper.csv to DIR.",
+    )
+    paper.add_argument("--batch", type=int, metavar="B", help="default: the paper's, 256 and 64; on a CPU 8 and 4")
+    _add_place(paper)
+    paper.set_defaults(run=_command("paper"))
+
+    profile = kinds.add_parser(
+        "profile",
+        help="where each millisecond goes",
+        description="Where each millisecond of a forward pass goes: stem, superpixels, blocks, sampling, assignment, "
+        "kernels, launches, waits. Writes trace.json to DIR, for https://ui.perfetto.dev.",
+    )
+    profile.add_argument("--model", default="cast_small", help="(default: cast_small)")
+    profile.add_argument("--batch", type=int, default=8, metavar="B", help="images at once (default: 8)")
+    profile.add_argument("--size", type=int, default=224, metavar="S", help="height and width (default: 224)")
+    profile.add_argument("--runs", type=int, default=3, metavar="N", help="passes to average over (default: 3)")
+    profile.add_argument(
+        "--superpixels", choices=("made", "given"), default="made", help="by the model, or before (default: made)"
+    )
+    _add_place(profile)
+    profile.set_defaults(run=_command("profile"))
+
+    throughput = kinds.add_parser(
+        "throughput",
+        help="from JPEG files to logits",
+        description="Images per second from JPEG files to logits, with superpixels made by the data loader's workers "
+        "and made on the device. Under torchrun, of all processes together. Writes throughput.csv to DIR.",
+    )
+    throughput.add_argument("photos", nargs="*", metavar="PHOTO", help="files or folders (default: made in memory)")
+    throughput.add_argument("--model", default="cast_small", help="(default: cast_small)")
+    throughput.add_argument("--batch", type=int, default=64, metavar="B", help="images at once (default: 64)")
+    throughput.add_argument("--batches", type=int, default=20, metavar="N", help="that count (default: 20)")
+    throughput.add_argument("--loaders", type=int, default=2, metavar="N", help="loader processes (default: 2)")
+    _add_place(throughput)
+    throughput.set_defaults(run=_command("throughput"))
 
 
 def _add_grid(parser: argparse.ArgumentParser) -> None:
@@ -53,11 +94,21 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--against", type=Path, metavar="FILE", help="an earlier latency.csv or .json to compare with")
 
 
-def _latency(arguments: argparse.Namespace) -> int:
-    from .command import UsageError, latency
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 .. (default: auto)")
+    parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16", "fp16"), help="(default: fp32)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of PyTorch (default: its own choice)")
+    parser.add_argument("--out", type=Path, default=Path("cast_bench"), metavar="DIR", help="(default: ./cast_bench)")
 
-    try:
-        return latency(arguments)
-    except UsageError as error:
-        print(f"cast bench latency: error: {error}", file=sys.stderr)
-        return 2
+
+def _command(name: str) -> Callable[[argparse.Namespace], int]:
+    def run(arguments: argparse.Namespace) -> int:
+        from . import command
+
+        try:
+            return getattr(command, name)(arguments)
+        except command.UsageError as error:
+            print(f"cast bench {name}: error: {error}", file=sys.stderr)
+            return 2
+
+    return run

@@ -1,7 +1,8 @@
-"""What `cast bench latency` does, step by step."""
+"""What the commands of `cast bench` do, step by step."""
 
 import argparse
 import dataclasses
+import itertools
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,16 +10,22 @@ from pathlib import Path
 
 import torch
 
+from cast.data import find_images
+from cast.models import Cast
 from cast.weights import find_device
 
 from .compare import compare, differing_facts
+from .inputs import photos
 from .latency import Budget, measure_grid, row_key
-from .machine import command_line, machine
-from .models import check_name
+from .machine import machine
+from .models import Missing, build, check_name
+from .paper import appendix_rows, gflops_rows, level_rows, memory_rows
 from .paths import Workshop
+from .profile import profile_forward
 from .report import print_table, write_chart
-from .setting import Grid, Setting, presets
+from .setting import DTYPES, Grid, Setting, presets
 from .table import Table, read_rows, write_json
+from .throughput import Load, measure_throughput
 
 
 class UsageError(Exception):
@@ -39,7 +46,7 @@ def latency(arguments: argparse.Namespace) -> int:
         torch.set_num_threads(arguments.threads)
     baseline = arguments.baseline or next((name for name in grid.models if name.startswith("vit_")), grid.models[0])
     workshop = Workshop(device, arguments.workers or os.cpu_count() or 1)
-    facts = machine(command_line())
+    facts = machine(["cast", *arguments.argv])
     table = _table(arguments.out / "latency.csv")
     done = {row_key(row) for row in table.rows if row.get("p50_ms")} if arguments.resume else ()
 
@@ -57,6 +64,102 @@ def latency(arguments: argparse.Namespace) -> int:
     if earlier is not None:
         _print_changes(earlier, rows)
     return 1 if any(str(row.get("note", "")).startswith("refused") for row in rows) else 0
+
+
+def paper(arguments: argparse.Namespace) -> int:
+    """Repeat the paper's efficiency tables; returns 0."""
+    device = _place(arguments)
+    cuda, dtype = device.type == "cuda", DTYPES[arguments.dtype]
+    table = _table(arguments.out / "paper.csv")
+    facts = machine(["cast", *arguments.argv])
+    rows = itertools.chain(
+        gflops_rows(),
+        level_rows(device, arguments.batch or (256 if cuda else 8), dtype),
+        appendix_rows(device, arguments.batch or (64 if cuda else 4), dtype, os.cpu_count() or 1),
+        memory_rows(device, arguments.batch or (64 if cuda else 4), dtype),
+    )
+    for row in rows:
+        figures = [f"{head} {row[head]}" for head in ("paper", "here") if row.get(head, "") != ""]
+        print("  ".join(str(x) for x in (row["table"], row["item"], *figures, row.get("unit"), row.get("note")) if x))
+        table.add(row | facts)
+    print(table.path)
+    return 0
+
+
+def profile(arguments: argparse.Namespace) -> int:
+    """Print the time line of a forward pass and write its trace; returns 0."""
+    device = _place(arguments)
+    try:
+        model = build(arguments.model, arguments.size)
+        if not isinstance(model, Cast):
+            raise ValueError(f"expected one of our classification models, got {arguments.model!r}")
+    except (ValueError, Missing) as error:
+        raise UsageError(error) from error
+    for name in ("batch", "runs"):
+        _check_positive(name, getattr(arguments, name))
+    trace = _folder(arguments.out) / "trace.json"
+    images = photos(arguments.batch, arguments.size)
+    labels = model.superpixels(images).to(device) if arguments.superpixels == "given" else None
+    model, images = model.to(device, DTYPES[arguments.dtype]), images.to(device)
+    found = profile_forward(model, lambda: model(images, labels), runs=arguments.runs, trace=trace)
+    whole = found.parts[-1]
+    calls = "kernels" if device.type == "cuda" else "operators"
+    print(f"{'part':<24}{'host ms':>10}{'device ms':>11}{'share':>8}{calls:>11}")
+    for part in found.parts:
+        time, total = (part.device_ms, whole.device_ms) if whole.device_ms else (part.host_ms, whole.host_ms)
+        print(f"{part.name:<24}{part.host_ms:10.3f}{part.device_ms:11.3f}{time / total:8.1%}{part.calls:11.0f}")
+    print(f"launches {found.launches:.0f}, waits of the host {found.waits:.0f}, per run of batch {arguments.batch}")
+    print(trace)
+    return 0
+
+
+def throughput(arguments: argparse.Namespace) -> int:
+    """Measure images per second from files to logits; returns 0."""
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if arguments.device == "cuda":
+        arguments.device = f"cuda:{rank}"
+    device = _place(arguments)
+    if device.type == "cuda":
+        device = torch.device("cuda", rank if device.index is None else device.index)
+        torch.cuda.set_device(device)
+    for name in ("batch", "batches"):
+        _check_positive(name, getattr(arguments, name))
+    try:
+        files = [file for pattern in arguments.photos for file in find_images(pattern)]
+        load = Load(arguments.model, arguments.batch, arguments.loaders, arguments.batches, files=files)
+        if not isinstance(build(load.model), Cast):
+            raise ValueError(f"expected one of our classification models, got {load.model!r}")
+    except (ValueError, Missing) as error:
+        raise UsageError(error) from error
+    table = _table(arguments.out / "throughput.csv") if rank == 0 else None
+    for row in measure_throughput(load, device, DTYPES[arguments.dtype]):
+        print("  ".join(f"{name} {value}" for name, value in row.items()))
+        table.add(row | machine(["cast", *arguments.argv]))
+    return 0
+
+
+def _place(arguments: argparse.Namespace) -> torch.device:
+    """Set the number of threads and return the device."""
+    if arguments.threads is not None:
+        _check_positive("threads", arguments.threads)
+        torch.set_num_threads(arguments.threads)
+    try:
+        return find_device(arguments.device)
+    except ValueError as error:
+        raise UsageError(error) from error
+
+
+def _check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise UsageError(f"expected --{name} of at least 1, got {value}")
+
+
+def _folder(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot create the folder {path}: {error.strerror}") from error
+    return path
 
 
 def _prepare(arguments: argparse.Namespace) -> tuple[torch.device, Grid, list[dict[str, str]] | None]:
@@ -80,10 +183,10 @@ def _prepare(arguments: argparse.Namespace) -> tuple[torch.device, Grid, list[di
 
 
 def _table(path: Path) -> Table:
+    _folder(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         return Table(path)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise UsageError(error) from error
 
 
@@ -119,8 +222,6 @@ def _print_changes(earlier: Sequence[Mapping[str, object]], rows: Sequence[Mappi
         return
     moved = [change for change in changes if change.moved]
     for change in moved:
-        print(
-            f"{' '.join(change.setting)}: {change.before:.4g} -> {change.after:.4g} ms, {100 * (change.ratio - 1):+.0f} %"
-            f" (noise {100 * change.noise:.0f} %)"
-        )
+        moves = f"{change.before:.4g} -> {change.after:.4g} ms, {100 * (change.ratio - 1):+.0f} %"
+        print(f"{' '.join(change.setting)}: {moves} (noise {100 * change.noise:.0f} %)")
     print(f"{len(moved)} of {len(changes)} settings moved beyond the noise")

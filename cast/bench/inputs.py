@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cast.models import Cast
+from cast.models import Cast, SuperpixelConfig
 from cast.models.config import IMAGENET_MEAN, IMAGENET_STD
 from cast_kernels import seeds
 
@@ -36,44 +36,44 @@ def normalised(images: Tensor) -> Tensor:
     return (images.float() / 255 - mean) / std
 
 
-def worker_maker(model: Cast, workers: int) -> tuple[Maker, str]:
-    """Return what makes superpixels on CPU threads, one image each, as a data loader's workers do, and its name.
+def seeds_worker(settings: SuperpixelConfig) -> tuple[Maker, str]:
+    """Return what makes superpixels the published way on one CPU thread, and the name of what does the work.
 
-    OpenCV where it is installed (it leaves Python's lock while it works), else `cast_kernels.seeds` in OpenCV's order;
-    the number of superpixels, bins and iterations are the model's.
+    OpenCV where it is installed, else `cast_kernels.seeds` in OpenCV's order; the number of superpixels and the bins
+    are those of ``settings``, the iterations those of the published recipe with as many bins.
     """
-    settings = model.config.superpixels
-    bins, iterations = settings.bins, _iterations(settings)
+    iterations = 20 if settings.bins == 15 else 15
     try:
         import cv2
 
-        cv2.ximgproc.createSuperpixelSEEDS  # noqa: B018 - only the contrib packages have it
+        create = cv2.ximgproc.createSuperpixelSEEDS  # only the contrib packages have it
     except (ImportError, AttributeError):
 
-        def make(image: Tensor) -> Tensor:
-            threads = torch.get_num_threads()
-            torch.set_num_threads(workers)
-            try:
-                return seeds(image, settings.num_superpixels, order="sequential", bins=bins, iterations=iterations)
-            finally:
-                torch.set_num_threads(threads)
+        def ours(image: Tensor) -> Tensor:
+            return seeds(image, settings.num_superpixels, order="sequential", bins=settings.bins, iterations=iterations)
 
-        return make, f"cast_kernels.seeds on {workers} threads"
+        return ours, "cast_kernels.seeds"
 
+    def opencv(image: Tensor) -> Tensor:
+        labels = []
+        for pixels in image.permute(0, 2, 3, 1).contiguous().numpy():
+            segmenter = create(*pixels.shape[1::-1], 3, settings.num_superpixels, 1, 2, settings.bins)
+            segmenter.iterate(cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB), iterations)
+            labels.append(torch.from_numpy(segmenter.getLabels()))
+        return torch.stack(labels)
+
+    return opencv, f"OpenCV {cv2.__version__}"
+
+
+def worker_maker(model: Cast, workers: int) -> tuple[Maker, str]:
+    """Return what makes superpixels on threads of the CPU, an image each, as a data loader's workers do, and its name.
+
+    Both of `seeds_worker` leave Python's lock while they work.
+    """
+    one, name = seeds_worker(model.config.superpixels)
     pool = ThreadPoolExecutor(workers)
 
-    def one(image: np.ndarray) -> Tensor:
-        high, wide = image.shape[:2]
-        segmenter = cv2.ximgproc.createSuperpixelSEEDS(wide, high, 3, settings.num_superpixels, 1, 2, bins)
-        segmenter.iterate(cv2.cvtColor(image, cv2.COLOR_RGB2LAB), iterations)
-        return torch.from_numpy(segmenter.getLabels())
-
     def make(image: Tensor) -> Tensor:
-        return torch.stack(list(pool.map(one, image.permute(0, 2, 3, 1).contiguous().numpy())))
+        return torch.cat(list(pool.map(one, image.split(1))))
 
-    return make, f"OpenCV {cv2.__version__} on {workers} threads"
-
-
-def _iterations(settings: object) -> int:
-    """Passes of the published recipe with these bins, where the settings are those of another order."""
-    return getattr(settings, "iterations", None) or (20 if getattr(settings, "bins", 15) == 15 else 15)
+    return make, f"{name} on {workers} threads"

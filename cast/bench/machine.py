@@ -4,7 +4,6 @@ import os
 import platform
 import shlex
 import subprocess
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -79,10 +78,3 @@ def _output(*command: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
         return ""
-
-
-def command_line() -> list[str]:
-    """Return the command line of this process as a user would type it."""
-    name = Path(sys.argv[0]).name
-    start = ["python", "-m", "cast"] if name == "__main__.py" else [name]
-    return [*start, *sys.argv[1:]]

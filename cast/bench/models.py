@@ -53,12 +53,21 @@ def known() -> list[str]:
 
 
 def _ours(name: str, size: int) -> nn.Module:
-    if not name.startswith("cast_"):
-        return create_model(name, img_size=size)
-    config = CONFIGS[name]
+    base, _, counts = name.partition(":")
+    if not base.startswith("cast_"):
+        return create_model(base, img_size=size)
+    config = CONFIGS[base]
     # As many superpixels as a ViT has patches: 196 at 224 pixels.
     count = max(1, round(config.superpixels.num_superpixels * size**2 / config.img_size**2))
-    return create_model(name, img_size=size, superpixels=dataclasses.replace(config.superpixels, num_superpixels=count))
+    clusters = config.num_clusters
+    if counts:
+        count, *clusters = (int(number) for number in counts.split("/"))
+    return create_model(
+        base,
+        img_size=size,
+        num_clusters=tuple(clusters),
+        superpixels=dataclasses.replace(config.superpixels, num_superpixels=count),
+    )
 
 
 def _published(name: str, *, sampling: bool = True) -> Callable[[int], nn.Module]:

@@ -37,7 +37,8 @@ def gflops_rows() -> Iterator[Row]:
     """Yield Tables 1, 4 and 5c: multiply-adds of one image at 224 pixels.
 
     Ours count matrix products and convolutions, attention, assignment and the Gram matrix of farthest point sampling
-    included, the last pool left out as it does not reach the logits.
+    included, the last pool left out as it does not reach the logits. The number of superpixels is taken at its word:
+    SEEDS itself gives 256 where 324 are asked for.
     """
     for name, paper in GFLOPS.items():
         row = {"table": "1, 4, 5c", "item": name, "unit": "GMAC per image", "paper": paper}
@@ -46,9 +47,11 @@ def gflops_rows() -> Iterator[Row]:
         except Missing as reason:
             yield row | {"note": f"missing: {reason}"}
             continue
-        images = photos(1, 224)
-        labels = (model.superpixels(images),) if isinstance(model, Cast) else ()
-        yield row | {"here": round(count_flops(model, normalised(images), *labels) / 2e9, 3)}
+        superpixels = ()
+        if isinstance(model, Cast):
+            count = model.config.superpixels.num_superpixels
+            superpixels = (torch.arange(224 * 224).view(1, 224, 224) % count, count)
+        yield row | {"here": round(count_flops(model, torch.zeros(1, 3, 224, 224), *superpixels) / 2e9, 3)}
 
 
 def level_rows(device: torch.device, batch: int, dtype: torch.dtype) -> Iterator[Row]:

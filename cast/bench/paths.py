@@ -62,10 +62,8 @@ class Workshop:
         if before is not None:
             before()
         error = gate.check(expected, check, model, setting.dtype)
-        if setting.direction == "forward":
-            run = check
-        else:
-            run = _launch(model.train(), inputs, setting, checking=False)
+        trained = setting.direction != "forward"
+        run = _launch(model.train(), inputs, setting, checking=False) if trained else check
         return Path(run if before is None else lambda: (before(), run()), error, note)
 
     def _maker(self, model: nn.Module, setting: Setting) -> tuple[Maker | None, str]:

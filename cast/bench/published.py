@@ -1,7 +1,7 @@
 """The forward pass as the published code runs it: the same numbers by the operations that it uses.
 
-A peer to measure against. It shares the modules of a `Cast`, so that both have the same weights, and does with them what
-the published code does: three scatter means whose sizes are read back from the device, farthest point sampling in
+A peer to measure against. It shares the modules of a `Cast`, so that both have the same weights, and does with them
+what the published code does: three scatter means whose sizes are read back from the device, farthest point sampling in
 float64 one step at a time (its own sampler is DGL's, which no current PyTorch loads; a batched loop stands for it),
 attention and assignment as separate products, and the last pool, although nothing of it reaches the logits.
 

@@ -13,13 +13,13 @@ COLUMNS = {
     "dtype": "dtype",
     "launch": "launch",
     "direction": "direction",
-    "p50_ms": "ms (median)",
-    "spread": "p20 - p80",
+    "p50_ms": "ms",
+    "spread": "p20..p80",
     "images_per_s": "images/s",
     "ratio": "ratio",
     "note": "note",
 }
-_NUMBERS = {"batch", "px", "ms (median)", "p20 - p80", "images/s", "ratio"}
+_NUMBERS = {"batch", "px", "ms", "p20..p80", "images/s", "ratio"}
 
 
 def print_table(rows: Sequence[Mapping[str, object]], title: str) -> None:
@@ -38,20 +38,24 @@ def print_table(rows: Sequence[Mapping[str, object]], title: str) -> None:
     except ImportError:
         _print_plain(cells, heads, f"{title}; {caption}" if caption else title)
         return
-    table = Table(title=title, caption=caption or None)
+    print(title)
+    table = Table(caption=caption or None)
     for head in heads:
-        table.add_column(head, justify="right" if head in _NUMBERS else "left", overflow="fold")
+        table.add_column(head, justify="right" if head in _NUMBERS else "left", no_wrap=head != "note", overflow="fold")
     for row in cells:
         table.add_row(*(row[head] for head in heads))
-    Console(soft_wrap=False).print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160  # a file has no edge
+    console.print(table)
 
 
-_FIGURES = {"model", "ms (median)", "p20 - p80", "images/s", "ratio", "note"}
+_FIGURES = {"model", "ms", "p20..p80", "images/s", "ratio", "note"}
 
 
 def _cell(row: Mapping[str, object], name: str) -> str:
     if name == "spread":
-        return f"{float(row['p20_ms']):.4g} - {float(row['p80_ms']):.4g}" if row.get("p50_ms") else ""
+        return f"{float(row['p20_ms']):.4g}..{float(row['p80_ms']):.4g}" if row.get("p50_ms") else ""
     value = row.get(name, "")
     if name in ("p50_ms", "images_per_s") and value != "":
         return f"{float(value):.4g}"
@@ -99,7 +103,7 @@ def write_chart(rows: Sequence[Mapping[str, object]], path: Path, title: str) ->
         axes.bar_label(bars, [str(_cell(row, "ratio")) for row in own.values()], fontsize=7, padding=2)
     axes.set_xticks(range(len(groups)), groups)
     axes.set_ylabel("ms per image (median; p20 to p80)")
-    axes.set_title(title, fontsize=9)
+    axes.set_title(title.replace("; ", "\n"), fontsize=8)
     axes.legend(fontsize=8, frameon=False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
