@@ -1,16 +1,18 @@
 """One entry per op and mode: inputs, peers, bytes, operations. ``python -m bench.ops [--only NAME]`` measures them."""
 
 import argparse
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bench import peers
 from bench.harness import measure
 from bench.record import RESULTS, Table, machine
-from cast_kernels import assign_pool, farthest_point_sample, segment_mean, unpool
+from cast_kernels import assign_pool, farthest_point_sample, segment_mean, unpool, unpool_concat, unpool_linear
 from cast_kernels.testing import synthetic_image
 
 COPY_BANDWIDTH = 4.3e12  # bytes/s assumed for the floor of an H200; measured beside the rows as op "copy"
@@ -200,6 +202,26 @@ def unpool_entries(B: int = 256, N: int = 196, K: int = 64, C: int = 384) -> Ite
     )
 
 
+def unpool_linear_entries(B: int = 64, C: int = 384, wide: int = 512) -> Iterator[Entry]:
+    """A layer over all levels of a model, before the gather and after the concatenation."""
+    sizes = (196, 64, 32, 16)
+    levels = [_randn(B, n, C) for n in sizes]
+    parents = [torch.randint(0, k, (B, n), device="cuda") for n, k in itertools.pairwise(sizes)]
+    weight, bias = _randn(wide, len(sizes) * C), _randn(wide)
+    shape = f"B{B} {'-'.join(map(str, sizes))} {len(sizes)}x{C}->{wide}"
+    moved = sum(x.nbytes for x in (*levels, *parents, weight, bias)) + B * sizes[0] * wide * 2
+    products = 2 * B * sum(sizes) * C * wide
+    leaves = tuple(x.clone().requires_grad_() for x in levels)
+    ways = {
+        "ours": lambda x: unpool_linear(x, parents, weight, bias),
+        "after_concat": lambda x: F.linear(unpool_concat(x, parents), weight, bias),
+    }
+    forward = {name: (lambda way=way: way(levels)) for name, way in ways.items()}
+    yield Entry("unpool_linear", "forward", shape, forward.pop("ours"), forward, moved, products)
+    backward = {name: _backward(lambda way=way: way(leaves), leaves) for name, way in ways.items()}
+    yield Entry("unpool_linear", "backward", shape, backward.pop("ours"), backward, moved, products)
+
+
 # Most important first: a run that is cut short has what matters.
 HEADLINES: tuple[tuple[Callable[..., Iterator[Entry]], dict[str, int]], ...] = (
     (copy_entries, {}),
@@ -210,6 +232,7 @@ HEADLINES: tuple[tuple[Callable[..., Iterator[Entry]], dict[str, int]], ...] = (
     (assign_pool_entries, {"N": 64, "K": 32}),
     (assign_pool_entries, {"N": 32, "K": 16}),
     (unpool_entries, {}),
+    (unpool_linear_entries, {}),
     (upsample_entries, {"B": 64}),
     (upsample_entries, {}),
     (upsample_entries, {"C": 768}),
@@ -226,6 +249,7 @@ SWEEP: tuple[tuple[Callable[..., Iterator[Entry]], dict[str, int]], ...] = (
     *((assign_pool_entries, {"B": B}) for B in (1, 64, 512)),
     (assign_pool_entries, {"C": 768}),
     (assign_pool_entries, {"B": 64, "N": 1024, "K": 320}),
+    (unpool_linear_entries, {"B": 1}),
     *((unpool_entries, {"B": B}) for B in (1, 64, 512)),
 )
 

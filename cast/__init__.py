@@ -7,9 +7,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cast.checkpoints import load_official
     from cast.hierarchy import Hierarchy
     from cast.layers import GraphPool
-    from cast.models import Cast, CastConfig, CastOutput, PooledLevel, SuperpixelConfig, create_model, list_models
+    from cast.models import (
+        Cast,
+        CastConfig,
+        CastOutput,
+        PooledLevel,
+        SuperpixelConfig,
+        create_model,
+        from_pretrained,
+        list_models,
+    )
     from cast_kernels import __version__
 
 __all__ = [
@@ -22,10 +32,17 @@ __all__ = [
     "SuperpixelConfig",
     "__version__",
     "create_model",
+    "from_pretrained",
     "list_models",
+    "load_official",
 ]
 
-_HOMES = {"Hierarchy": "cast.hierarchy", "GraphPool": "cast.layers", "__version__": "cast_kernels"}
+_HOMES = {
+    "GraphPool": "cast.layers",
+    "Hierarchy": "cast.hierarchy",
+    "__version__": "cast_kernels",
+    "load_official": "cast.checkpoints",
+}
 _MODULES = ("data", "hierarchy", "layers", "models")  # reachable as attributes, as after an eager import
 
 

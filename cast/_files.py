@@ -3,6 +3,7 @@
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,3 +36,48 @@ def hash_file(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def replace_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder whose files take their places in ``folder`` when the block ends without an error: all or none.
+
+    Files of other names in ``folder`` stay as they are. When the block raises (a Ctrl-C included), all do.
+
+    Args:
+        folder: Where the files belong; it and its parents are made if needed.
+
+    Yields:
+        The temporary folder, to be filled with files.
+
+    Raises:
+        ValueError: ``folder``, or a name in it that is to be replaced, is there and is something else.
+    """
+    folder = Path(os.path.realpath(folder))
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"expected a folder, but {folder} is a file")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not folder.exists()
+    temporary = (folder.parent if fresh else folder) / f".{secrets.token_hex(8)}.tmp"
+    done: list[tuple[Path, Path]] = []
+    try:
+        temporary.mkdir()
+        yield temporary
+        if fresh:
+            temporary.rename(folder)
+            return
+        new, old = sorted(temporary.iterdir()), temporary / "replaced"
+        if wrong := [file.name for file in new if (folder / file.name).is_dir()]:
+            raise ValueError(f"expected to write files, but in {folder} there are folders {', '.join(wrong)}")
+        old.mkdir()
+        moves = [(folder / file.name, old / file.name) for file in new if (folder / file.name).exists()]
+        for source, target in [*moves, *((file, folder / file.name) for file in new)]:
+            done.append((source, target))
+            source.rename(target)
+    except BaseException:
+        for source, target in reversed(done):
+            if target.exists() and not source.exists():
+                target.rename(source)
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

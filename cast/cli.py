@@ -129,9 +129,14 @@ def _version() -> str:
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="cast_small", help="name of the model (default: cast_small)")
     parser.add_argument(
-        "--weights", type=Path, metavar="FILE", help=".safetensors, or a published .pth (default: random weights)"
+        "--model", metavar="NAME", help="name of the model (default: that of the weights if they tell, else cast_small)"
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="PATH",
+        help="a published checkpoint, a .safetensors file, or the folder of a saved model (default: random weights)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 .. (default: auto)")
 
@@ -199,20 +204,23 @@ def _segment(arguments: argparse.Namespace) -> int:
 def _check_request(arguments: argparse.Namespace) -> None:
     """Raise _UsageError for whatever can be seen to be wrong before a model is built."""
     from cast.data.geometry import check_size
+    from cast.models import CastConfig
     from cast.models.registry import CONFIGS
 
     try:
         check_size(arguments.size, arguments.crop)
     except ValueError as error:
         raise _UsageError(f"--size{' and --crop' if arguments.crop else ''}: {error}") from error
-    if arguments.model not in CONFIGS:
-        return  # loading it will say so, and which there are
-    own = CONFIGS[arguments.model].num_clusters
+    name = arguments.model or ("cast_small" if arguments.weights is None else None)
+    if name not in CONFIGS:
+        return  # loading it will say so, and which there are; or only the weights tell
+    config = CONFIGS[name]
+    if not isinstance(config, CastConfig):
+        raise _UsageError(f"--model: {name} makes no segments")
+    own = config.num_clusters
     levels = arguments.levels or own
     if len(levels) != len(own):
-        raise _UsageError(
-            f"--levels: {arguments.model} groups {len(own)} times, so expected {len(own)} levels, got {levels}"
-        )
+        raise _UsageError(f"--levels: {name} groups {len(own)} times, so expected {len(own)} levels, got {levels}")
     if arguments.superpixels is not None and arguments.superpixels < levels[0]:
         raise _UsageError(
             f"--superpixels {arguments.superpixels} are fewer than the {levels[0]} segments of the first of --levels"

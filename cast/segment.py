@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cast.data import Geometry, crop_geometry, fit_geometry
 from cast.hierarchy import Hierarchy
-from cast.models import Cast
+from cast.models import Cast, CastSeg
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Segmentation:
         photo: The part of the photo that the network saw, uint8 ``[H, W, 3]`` at the photo's own resolution.
         geometry: How the photo became the network's input.
         hierarchy: On the network's pixels, of a single image, on the CPU.
-        logits: Of the classes, float32 ``[num_classes]`` on the CPU; None for a model without classifier.
+        logits: Of the classes, float32 ``[num_classes]`` on the CPU; None for a model that does not classify images.
     """
 
     photo: np.ndarray
@@ -60,7 +60,7 @@ class Segmentation:
 
 
 @torch.inference_mode()
-def segment_image(model: Cast, image: np.ndarray, settings: Settings = DEFAULT_SETTINGS) -> Segmentation:
+def segment_image(model: Cast | CastSeg, image: np.ndarray, settings: Settings = DEFAULT_SETTINGS) -> Segmentation:
     """Segment one photo.
 
     Args:
@@ -81,5 +81,6 @@ def segment_image(model: Cast, image: np.ndarray, settings: Settings = DEFAULT_S
     seen = geometry.apply(image, "bicubic" if model.config.init == "deit" else "bilinear")
     batch = torch.tensor(seen)[None].to(next(model.parameters()).device)
     output = model.forward_hierarchy(batch, num_superpixels=settings.num_superpixels)
-    logits = output.logits[0].float().cpu() if model.config.num_classes else None
+    is_classifier = model.config.num_classes and output.logits.ndim == 2
+    logits = output.logits[0].float().cpu() if is_classifier else None
     return Segmentation(geometry.cut(image), geometry, output.hierarchy.to("cpu"), logits)

@@ -1,4 +1,4 @@
-"""A model by name, with the weights of a file or, without one, random weights that are the same in every run."""
+"""A model for photos: of a name, a file or a folder, or with random weights that are the same in every run."""
 
 import os
 from collections.abc import Sequence
@@ -6,14 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from cast._files import hash_file
 from cast._weight_files import read_weights
-from cast.models import Cast, create_model
+from cast.checkpoints import build_official
+from cast.models import create_model, from_pretrained
+from cast.models.base import ImageModel
 from cast.models.official import load_official
+from cast.models.official_config import registered_name
 from cast.models.registry import CONFIGS
+from cast.models.saving import WEIGHTS
+from cast.models.trunk import Trunk
 
 SEED = 0  # of random weights
+DEFAULT_NAME = "cast_small"
 
 
 @dataclass(frozen=True)
@@ -22,12 +29,12 @@ class LoadedModel:
 
     Attributes:
         model: The model, on its device.
-        name: Its registered name.
-        weights: The file of its weights, absolute; None for random weights.
-        weights_sha256: Hash of that file, or None.
+        name: Its registered name; its kind where it is of no registered size.
+        weights: The file or folder of its weights, absolute; None for random weights.
+        weights_sha256: Hash of that file, or of the weights in that folder; or None.
     """
 
-    model: Cast
+    model: Trunk
     name: str
     weights: str | None = None
     weights_sha256: str | None = None
@@ -39,7 +46,7 @@ class LoadedModel:
 
 
 def load_model(
-    name: str = "cast_small",
+    name: str | None = None,
     *,
     weights: str | os.PathLike[str] | None = None,
     levels: Sequence[int] | None = None,
@@ -48,9 +55,10 @@ def load_model(
     """Build a model for segmenting photos.
 
     Args:
-        name: One of ``cast.list_models()``.
-        weights: File of weights, see ``load_weights``. None: random weights drawn with seed 0 (the global random state
-            is left as it was).
+        name: One of ``cast.list_models()``. None: what the weights are of, if they tell (published checkpoints and
+            saved models do), else "cast_small".
+        weights: File of weights, see ``load_weights``, or folder of a saved model. None: random weights drawn with seed
+            0 (the global random state is left as it was).
         levels: Number of segments of each level above the superpixels, fine to coarse; None: the model's own. Weights
             fit any granularity.
         device: ``"auto"`` (CUDA if there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
@@ -62,21 +70,44 @@ def load_model(
         ValueError: A name, a file, a granularity or a device that does not exist or does not fit.
     """
     place = find_device(device)
-    overrides = {}
+    path = None if weights is None else Path(weights)
+    model, sha256 = _random_model(name or DEFAULT_NAME) if path is None else _loaded_model(name, path)
+    if not isinstance(model, Trunk):
+        raise ValueError(f"expected a model that makes segments, got {name or model.config.kind}")
+    found = name or registered_name(model.config) or model.config.kind
     if levels is not None:
-        steps = len(CONFIGS[name].num_clusters) if name in CONFIGS else len(levels)
+        steps = len(model.config.num_clusters)
         if len(levels) != steps:
-            raise ValueError(f"{name} groups {steps} times, so expected {steps} levels, got {tuple(levels)}")
-        overrides["num_clusters"] = tuple(levels)
+            raise ValueError(f"{found} groups {steps} times, so expected {steps} levels, got {tuple(levels)}")
+        model.set_granularity(levels)
+    return LoadedModel(model.eval().to(place), found, None if path is None else str(path.resolve()), sha256)
+
+
+def _random_model(name: str) -> tuple[ImageModel, None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(SEED)
-        model = create_model(name, **overrides)
-    sha256 = None
-    if weights is not None:
-        load_weights(model, weights)
-        sha256 = hash_file(weights)
-        weights = str(Path(weights).resolve())
-    return LoadedModel(model.eval().to(place), name, weights, sha256)
+        return _create(name), None
+
+
+def _create(name: str) -> ImageModel:
+    if name not in CONFIGS:
+        raise ValueError(f"unknown model {name!r}; known are {', '.join(CONFIGS)}")
+    return create_model(name)
+
+
+def _loaded_model(name: str | None, path: Path) -> tuple[ImageModel, str]:
+    if path.is_dir():
+        model = from_pretrained(path)
+        if name is not None and registered_name(model.config) != name:
+            found = registered_name(model.config) or f"a {model.config.kind} of no registered size"
+            raise ValueError(f"{path} holds {found}, not {name}")
+        return model, hash_file(path / WEIGHTS)
+    found = read_weights(path)
+    if name is None and any("patch_embed." in key for key in found.state):
+        return build_official(found, path).model, hash_file(path)
+    model, _ = _random_model(name or DEFAULT_NAME)
+    _load_state(model, found.state, path)
+    return model, hash_file(path)
 
 
 def find_device(device: str) -> torch.device:
@@ -100,7 +131,7 @@ def find_device(device: str) -> torch.device:
     return found
 
 
-def load_weights(model: Cast, path: str | os.PathLike[str]) -> None:
+def load_weights(model: ImageModel, path: str | os.PathLike[str]) -> None:
     """Load a file of weights into a model; its classifier takes the file's number of classes, or goes if there is none.
 
     Args:
@@ -114,17 +145,19 @@ def load_weights(model: Cast, path: str | os.PathLike[str]) -> None:
         ValueError: The file cannot be read, its weights are not finite floating point numbers, or they are not those
             of this model.
     """
-    path = Path(path)
-    state = read_weights(path)
-    published = any(name.startswith("patch_embed.") for name in state)
+    _load_state(model, read_weights(Path(path)).state, Path(path))
+
+
+def _load_state(model: ImageModel, state: dict[str, Tensor], path: Path) -> None:
     try:
-        head = state.get("head.weight")
-        if head is not None and (head.dim() != 2 or not head.numel()):
-            raise ValueError(f"expected head.weight [num_classes, C], got shape {tuple(head.shape)}")
-        classes = 0 if head is None else head.shape[0]
-        if classes != model.config.num_classes:
-            model.reset_classifier(classes)
-        if published:
+        if isinstance(model.get_classifier(), nn.Linear | nn.Identity):
+            head = state.get("head.weight")
+            if head is not None and (head.dim() != 2 or not head.numel()):
+                raise ValueError(f"expected head.weight [num_classes, C], got shape {tuple(head.shape)}")
+            classes = 0 if head is None else head.shape[0]
+            if classes != model.config.num_classes:
+                model.reset_classifier(classes)
+        if any("patch_embed." in name for name in state):
             load_official(model, state)
         else:
             model.load_state_dict(state)

@@ -12,6 +12,7 @@ from cast_kernels.seeds import seeds, seeds_count
 from cast_kernels.segment_mean import segment_mean
 from cast_kernels.superpixel_metrics import superpixel_metrics
 from cast_kernels.unpool import unpool, unpool_concat
+from cast_kernels.unpool_linear import unpool_linear
 
 __all__ = [
     "__version__",
@@ -25,4 +26,5 @@ __all__ = [
     "superpixel_metrics",
     "unpool",
     "unpool_concat",
+    "unpool_linear",
 ]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cast_kernels._checks import check_float, check_index, check_same_device, shown
 from cast_kernels._rows import accumulator, full_precision, gather_rows, sum_rows
+from cast_kernels._vmap import folded
 
 MAX_KAPPA = 40.0  # exp(kappa cos) and its sums stay well inside float32 without subtracting a maximum
 
@@ -135,8 +136,6 @@ def _backward_cuda(
         return assign_pool_backward_ref(u, centroids, z, kappa, grad_logits, grad_pooled)
     from cast_kernels.kernels import assign_pool_backward as kernels
 
-    if not kernels.takes(u, centroids, z):  # float32 and large images: products of this size are a library's work
-        return assign_pool_backward_ref(u, centroids, z, kappa, grad_logits, grad_pooled)
     with torch.cuda.device(u.device):
         return kernels.backward(u, centroids, z, kappa, grad_logits, grad_pooled)
 
@@ -174,3 +173,5 @@ def _backward_of_backward(ctx, grad_grad_u, grad_grad_z):
 
 _op.register_autograd(_backward, setup_context=_setup_context)
 _op_backward.register_autograd(_backward_of_backward, setup_context=_setup_backward_context)
+_op.register_vmap(folded(_op))
+_op_backward.register_vmap(folded(_op_backward))

@@ -19,6 +19,7 @@ from cast_kernels import (
     testing,
     unpool,
     unpool_concat,
+    unpool_linear,
 )
 from cast_kernels._version import __version__
 from cast_kernels.rgb_to_lab import rgb_to_lab_ref
@@ -117,7 +118,6 @@ def _kernel(device: str, beyond: str = "float64 runs") -> tuple[str, str]:
 
 
 _MEAN_BEYOND = f"float64 and more than {MAX_SEGMENTS} segments run"
-_ASSIGN_BEYOND = "float64, and gradients in float32, of over 256 tokens or over 64 clusters run"
 
 
 # Self-tests: the op as users call it, against a definition written a second way. None, or what is wrong.
@@ -195,6 +195,16 @@ def _check_unpool_concat(device: str) -> str | None:
     return _verdict(error, 0.0)
 
 
+def _check_unpool_linear(device: str) -> str | None:
+    levels = [_random(2, n, c, device=device) for n, c in ((21, 2), (9, 3), (4, 1))]
+    parents = [torch.arange(2 * n, device=device).view(2, n) * 5 % k for n, k in ((21, 9), (9, 4))]
+    weight, bias = _random(7, 6, device=device), _random(7, device=device)
+    out = unpool_linear([x.requires_grad_() for x in levels], parents, weight, bias)
+    exact = [_leaf(x) for x in levels]
+    oracle = testing.unpool_oracle(exact, parents) @ weight.double().mT + bias.double()
+    return _verdict(testing.max_error(out, oracle), 1e-5) or _check_gradient(out, levels[2], oracle, exact[2])
+
+
 def _check_metrics(device: str) -> str | None:
     labels = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1]])
     found = superpixel_metrics(labels, truth=torch.tensor([[0, 0, 0, 1], [0, 0, 0, 1]]), tolerance=0)
@@ -221,8 +231,9 @@ _OPS: dict[str, tuple[Callable[[str], tuple[str, str]], Callable[[str], str | No
     "rgb_to_lab": (_lab_backend, _check_lab),
     "segment_mean": (partial(_kernel, beyond=_MEAN_BEYOND), _check_segment_mean),
     "farthest_point_sample": (_kernel, _check_sampling),
-    "assign_pool": (partial(_kernel, beyond=_ASSIGN_BEYOND), _check_assign_pool),
+    "assign_pool": (_kernel, _check_assign_pool),
     "unpool": (_kernel, _check_unpool),
     "unpool_concat": (_kernel, _check_unpool_concat),
+    "unpool_linear": (_kernel, _check_unpool_linear),
     "superpixel_metrics": (lambda device: ("NumPy", "on the host"), _check_metrics),
 }

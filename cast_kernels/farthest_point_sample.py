@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cast_kernels._checks import check_count, check_float, check_same_device, shown
+from cast_kernels._vmap import folded
 
 _MEAN = -1  # the start of the registered op: an index, or this
 
@@ -129,3 +130,6 @@ def _cuda(x: Tensor, num_samples: int, start: int, mask: Tensor | None, precisio
 @_op.register_fake
 def _(x, num_samples, start, mask, precision, duplicates):
     return x.new_empty(x.shape[0], num_samples, dtype=torch.int64)
+
+
+_op.register_vmap(folded(_op))

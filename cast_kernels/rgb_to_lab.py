@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cast_kernels import _ext
 from cast_kernels._rgb import channel_dim
+from cast_kernels._vmap import folded
 
 MATRIX = ((1777, 1541, 778), (871, 2929, 296), (73, 448, 3575))  # linear RGB -> XYZ / white, scale 2^12
 
@@ -100,6 +101,7 @@ def _rgb_to_lab_cuda(image: Tensor) -> Tensor:
 _op = torch.library.custom_op("cast_kernels::rgb_to_lab", rgb_to_lab_ref, mutates_args=())
 _op.register_kernel("cpu")(_rgb_to_lab_cpu)
 _op.register_kernel("cuda")(_rgb_to_lab_cuda)
+_op.register_vmap(folded(_op))
 
 
 @_op.register_fake

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cast_kernels._checks import check_count, check_float, check_labels, check_same_device, shown
 from cast_kernels._rows import accumulator, full_precision, gather_rows, sum_rows
+from cast_kernels._vmap import fold, unfold
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 MAX_SEGMENTS = 16_383  # above, the reference runs: a program holds a counter per segment, and one more, on chip
@@ -270,3 +271,26 @@ def _double_backward(ctx, grad):
 
 
 _op_backward.register_autograd(_double_backward, setup_context=_setup_context_backward)
+
+
+# 6. torch.vmap: as the ops fold it, but for maps that images share
+@_op.register_vmap
+def _(info, in_dims, x, labels, num_segments, add=None, interpolation=None, add_interpolation=None):
+    size, B = info.batch_size, labels.shape[0] if in_dims[1] is None else labels.movedim(in_dims[1], 0).shape[1]
+    if add is not None and in_dims[3] is not None:
+        add = add.movedim(in_dims[3], 0)
+        add = add.expand(size, B, *add.shape[2:]).flatten(0, 1)
+    elif add is not None and add.shape[0] != 1:
+        add = fold(add, None, size)
+    x, labels = fold(x, in_dims[0], size), fold(labels, in_dims[1], size)
+    return unfold(_op(x, labels, num_segments, add, interpolation, add_interpolation), size)
+
+
+@_op_backward.register_vmap
+def _(info, in_dims, grad_mean, labels, count, shape, *options):
+    size = info.batch_size
+    grad_mean, labels, count = (
+        fold(x, dim, size) for x, dim in zip((grad_mean, labels, count), in_dims[:3], strict=True)
+    )
+    grad, dim = unfold(_op_backward(grad_mean, labels, count, [labels.shape[0], *shape[1:]], *options), size)
+    return (grad if grad.shape[1] == shape[0] else grad.sum(1, keepdim=True)), dim

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cast_kernels._checks import check_float, check_index, check_same_device, shown
 from cast_kernels._rows import accumulator, full_precision, gather_rows, sum_rows
+from cast_kernels._vmap import folded
 
 
 # 1. Public functions
@@ -61,6 +62,12 @@ def unpool_concat(levels: Sequence[Tensor], parents: Sequence[Tensor]) -> Tensor
     gradient that is not finite spreads to all parents of its image and channel.
     """
     levels, parents = list(levels), list(parents)
+    check_levels(levels, parents)
+    return torch.ops.cast_kernels.unpool_concat(levels, parents)
+
+
+def check_levels(levels: list[Tensor], parents: list[Tensor]) -> None:
+    """Raise unless the tables lead from each level to the next."""
     if not levels or len(parents) != len(levels) - 1:
         raise ValueError(
             f"expected one table of parents fewer than levels, got {len(levels)} levels, {len(parents)} tables"
@@ -74,7 +81,6 @@ def unpool_concat(levels: Sequence[Tensor], parents: Sequence[Tensor]) -> Tensor
         if table.shape[1] != levels[i].shape[1]:
             raise ValueError(f"expected parents[{i}] for {levels[i].shape[1]} segments, got {shown(table)}")
     check_same_device(**{f"levels[{i}]": level for i, level in enumerate(levels)})
-    return torch.ops.cast_kernels.unpool_concat(levels, parents)
 
 
 def _check_parents(coarse: Tensor, parents: Tensor) -> None:
@@ -90,11 +96,11 @@ def _check_parents(coarse: Tensor, parents: Tensor) -> None:
 @full_precision
 def unpool_concat_ref(levels: Sequence[Tensor], parents: Sequence[Tensor]) -> Tensor:
     """The definition: chain the parents, gather each level by its chain."""
-    chains = _chains(levels, parents)
+    chains = parent_chains(levels, parents)
     return torch.cat([levels[0], *(gather_rows(x, chain) for x, chain in zip(levels[1:], chains, strict=True))], dim=-1)
 
 
-def _chains(levels: Sequence[Tensor], parents: Sequence[Tensor]) -> list[Tensor]:
+def parent_chains(levels: Sequence[Tensor], parents: Sequence[Tensor]) -> list[Tensor]:
     """For each coarser level, the segment that each finest segment belongs to [B, N_0]; -1 for none."""
     chains = []
     for coarse, table in zip(levels[1:], parents, strict=True):
@@ -136,7 +142,7 @@ def unpool_concat_backward_ref(
     like = [grad.new_empty(grad.shape[0], *shape) for shape in zip(sizes, channels, strict=True)]
     parts = grad.split(list(channels), dim=-1)
     grads = [parts[0].clone(memory_format=torch.contiguous_format)]
-    for coarse, chain, part in zip(like[1:], _chains(like, parents), parts[1:], strict=True):
+    for coarse, chain, part in zip(like[1:], parent_chains(like, parents), parts[1:], strict=True):
         grads.append(sum_rows(part.to(accumulator(part.dtype)), chain, coarse.shape[1]).to(grad.dtype).contiguous())
     return grads
 
@@ -186,3 +192,5 @@ def _backward_of_backward(ctx, grads):
 
 _op.register_autograd(_backward, setup_context=_setup_context)
 _op_backward.register_autograd(_backward_of_backward, setup_context=_setup_backward_context)
+_op.register_vmap(folded(_op))
+_op_backward.register_vmap(folded(_op_backward))

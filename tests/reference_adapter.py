@@ -6,28 +6,36 @@ from oracle_common import VARIANTS
 from torch import nn
 
 import cast_kernels
-from cast import Cast, CastConfig, GraphPool, Hierarchy, SuperpixelConfig
+from cast import GraphPool, Hierarchy
 from cast.layers import DropPath, resize_labels
-from cast.models.official import POOL_NAMES, load_official, official_names, to_official
+from cast.models import CastConfig, CastSegConfig, CastSegmenterConfig, ViTConfig, build_model
+from cast.models.compat import published_bytes
+from cast.models.official import load_official, to_official
+from cast.models.official_names import POOL_NAMES, official_names
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+LEARNED = {"pos_embed": "learned", "init": "deit"}
+FAMILIES = {
+    "cast": (CastConfig, {}),
+    "cast_deit": (CastConfig, LEARNED),
+    "cast_seg": (CastSegConfig, {}),
+    "cast_seg_deit": (CastSegConfig, {**LEARNED, "stage": "encoder"}),
+    "spml_retrieval": (CastSegConfig, {"head": "projector", "num_classes": 0, "pos_embed_size": 224}),
+    "segmenter": (CastSegmenterConfig, {**LEARNED, "encoder_classes": 1000}),
+    "vit_conv": (ViTConfig, {}),
+}
+
+
 def build(variant):
-    spec = VARIANTS[variant]
-    arch, is_deit = spec["arch"], spec["family"] == "cast_deit"
-    config = CastConfig(
-        img_size=spec["img_size"],
-        embed_dim=arch["embed_dim"],
-        depths=arch["depth"],
-        num_heads=arch["num_heads"],
-        num_clusters=arch["num_clusters"],
-        num_classes=spec["num_classes"],
-        pos_embed="learned" if is_deit else "sincos",
-        init="deit" if is_deit else "moco",
-        superpixels=SuperpixelConfig(bins=5, iterations=15) if is_deit else SuperpixelConfig(),
-    )
-    return Cast(config).eval()
+    spec = dict(VARIANTS[variant])
+    make, values = FAMILIES[spec["family"]]
+    names = {"depth": "depth" if make is ViTConfig else "depths", "n_cls": "num_classes"}
+    known = ("img_size", "num_classes", "n_cls", "stage")
+    spec = {k: v for k, v in spec.items() if k in known} | spec["arch"]
+    config = make(**{names.get(k, k): v for k, v in spec.items()} | values)
+    return build_model(config).eval()
 
 
 load = load_official
@@ -44,11 +52,14 @@ def prepare_train(module):
 
 
 def forward(module, image, superpixels):
-    # The published number of segments is the largest label of the batch on the stem grid, plus one.
-    grid = (image.shape[2] // 8, image.shape[3] // 8)
-    num_segments = int(resize_labels(superpixels, grid).max()) + 1
-    result = module.forward_hierarchy(image, superpixels, num_segments)
-    out = {"output": result.logits}
+    config = module.config
+    if config.kind == "vit":
+        return {"output": module(image)}
+    # The published number of segments is the largest label of the batch plus one, on the stem grid where it counts.
+    cells = config.kind == "cast" or config.stage == "pretrain"
+    seen = resize_labels(superpixels, (image.shape[2] // 8, image.shape[3] // 8)) if cells else superpixels
+    result = module.forward_hierarchy(image, superpixels, int(seen.max()) + 1)
+    out = {"output": result.logits, "cluster_index": result.hierarchy.labels(len(result.levels)).long()}
     for i, level in enumerate(result.levels, start=1):
         out[f"block{i}"], out[f"cls_in{i}"] = level.tokens, level.cls
         out[f"logit{i}"], out[f"sampled_inds{i}"] = level.logits, level.indices
@@ -58,8 +69,7 @@ def forward(module, image, superpixels):
 
 
 def named_grads(module):
-    depths = module.config.depths
-    return {official_names(name, depths)[0]: p.grad for name, p in module.named_parameters()}
+    return {official_names(name, module.config)[0]: p.grad for name, p in module.named_parameters()}
 
 
 def segment_mean(x, labels):
@@ -104,15 +114,13 @@ def superpixels(image, recipe):
     bins, iterations, count = 5, 15, {"moco": 196, "deit": 196, "segmenter": height * width // 256}.get(recipe, 1024)
     if recipe == "moco":
         bins, iterations = 15, 20
-    elif recipe == "deit":  # float32 there, float64 back, then truncated
-        mean, std = np.array(MEAN), np.array(STD)
-        normalised = (image.astype(np.float32) / 255 - mean.astype(np.float32)) / std.astype(np.float32)
-        image = ((normalised * std + mean) * 255).astype(np.uint8)
+    elif recipe in ("deit", "segmenter"):
+        planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+        planes = published_bytes(planes, MEAN, STD, "deit" if recipe == "deit" else "negative")
+        image = planes[0].permute(1, 2, 0).numpy()
     elif recipe == "spml_half":
         import cv2
 
         image = cv2.resize(image, (height // 2, width // 2), interpolation=cv2.INTER_LINEAR)
-    elif recipe == "segmenter":  # uint8 times 255 wraps around: the negative image
-        image = image * np.uint8(255)
     image = torch.from_numpy(np.ascontiguousarray(image))[None]
     return cast_kernels.seeds(image, count, order="sequential", bins=bins, iterations=iterations)[0].numpy()

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from cast import Cast, CastConfig, SuperpixelConfig
+from cast.models import CastSegConfig, CastSegmenterConfig, ViTConfig, build_model
 
 SMALL = CastConfig(
     img_size=64,
@@ -18,12 +19,34 @@ SMALL = CastConfig(
 )
 
 
+_SHARED = {name: getattr(SMALL, name) for name in ("img_size", "embed_dim", "num_heads", "num_classes")}
+_POOLED = _SHARED | {"depths": (1, 2, 1), "num_clusters": (16, 8, 4), "superpixels": SMALL.superpixels}
+_LEARNED = {"pos_embed": "learned", "init": "deit"}
+VARIANTS = {
+    "pretrain": CastSegConfig(**_POOLED, stage="pretrain"),
+    "segmentation": CastSegConfig(**_POOLED, pos_embed_size=32),
+    "retrieval": CastSegConfig(**_POOLED | {"num_classes": 0}, head="projector", projector_dims=(20, 12, 8)),
+    "encoder": CastSegConfig(**_POOLED, **_LEARNED, stage="encoder"),
+    "voc": CastSegmenterConfig(**_POOLED, stage="segmentation", decoder="conv"),
+    "segmenter": CastSegmenterConfig(**_POOLED, **_LEARNED, encoder_classes=3, decoder_heads=4),
+    "segmenter_linear": CastSegmenterConfig(**_POOLED, **_LEARNED, decoder="linear"),
+    "vit": ViTConfig(**_SHARED, depth=3),
+}
+
+
 def make_model(**overrides):
-    model = Cast(dataclasses.replace(SMALL, **overrides)).eval()
-    for p in model.parameters():  # large enough that every part shows in the output
-        if p.ndim < 2 or p is model.cls_token:
+    return _liven(Cast(dataclasses.replace(SMALL, **overrides)))
+
+
+def make_variant(name, **overrides):
+    return _liven(build_model(dataclasses.replace(VARIANTS[name], **overrides)))
+
+
+def _liven(model):
+    for name, p in model.named_parameters():  # large enough that every part shows in the output
+        if p.ndim < 2 or name.endswith(("cls_token", "cls_emb")):
             p.data += 0.2 * torch.randn_like(p)
-    return model
+    return model.eval()
 
 
 def grid_labels(batch, height, width, cell=16):

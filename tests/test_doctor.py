@@ -15,6 +15,7 @@ OPS = {
     "assign_pool",
     "unpool",
     "unpool_concat",
+    "unpool_linear",
     "superpixel_metrics",
 }
 OUTPUTS = {"segment_mean": 2, "assign_pool": 3}  # of ops that return more than one tensor

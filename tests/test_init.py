@@ -59,6 +59,46 @@ def check_stem(model):
     assert model.stem.proj.bias.any()
 
 
+def test_dense_moco_initialisation():
+    """The fusion as any linear layer; the projector, which is made later, as PyTorch does."""
+    c, options = 192, {"depths": (1,), "num_clusters": (4,), "embed_dim": 192}
+    model = create_model("cast_seg_small_retrieval", **options, projector_dims=(512, 256))
+    assert uniform_within(model.fusion.proj.weight, (6 / (2 * c)) ** 0.5)
+    assert not model.fusion.proj.bias.any()
+    assert uniform_within(model.stages[0].pool.fc1.weight, (6 / (5 * c)) ** 0.5)
+    assert uniform_within(model.head[0].weight, c**-0.5)
+    assert uniform_within(model.head[3].weight, 512**-0.5)
+    head = create_model("cast_seg_small", **options, num_classes=100).head
+    assert uniform_within(head.weight, (6 / (c + 100)) ** 0.5)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_dense_deit_initialisation():
+    """The fusion and the pools as PyTorch does; decoders as DeiT."""
+    c = 192
+    model = create_model("cast_segmenter_small", depths=(1,), num_clusters=(4,), embed_dim=c, num_classes=100)
+    assert uniform_within(model.fusion.proj.weight, c**-0.5)
+    assert uniform_within(model.stages[0].pool.fc1.weight, c**-0.5)
+    for weight in (model.head.weight, model.decoder.proj_dec.weight, model.decoder.blocks[1].mlp.fc1.weight):
+        assert weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert model.decoder.cls_emb.std().item() == pytest.approx(0.02, rel=0.05)
+    for weight in (model.decoder.proj_patch, model.decoder.proj_classes):
+        assert weight.std().item() == pytest.approx(c**-0.5, rel=0.05)
+    assert {n for n, p in model.named_parameters() if not p.requires_grad} == {
+        "norm.weight",
+        "norm.bias",
+        "head.weight",
+        "head.bias",
+    }
+
+
+def test_patch_baseline_initialisation():
+    model = create_model("vit_conv_small", depth=1, embed_dim=192)
+    assert uniform_within(model.blocks[0].attn.qkv.weight, (6 / 384) ** 0.5)
+    assert uniform_within(model.head.weight, (6 / 1192) ** 0.5)
+    check_stem(model)
+
+
 def test_a_new_classifier_follows_the_family():
     moco, deit = create_model("cast_mini"), create_model("cast_deit_small", embed_dim=192)
     for model in (moco, deit):

@@ -13,8 +13,9 @@ from gpu_checks import (
 from torch.autograd import gradgradcheck
 
 from cast_kernels import assign_pool
+from cast_kernels.assign_pool import assign_pool_backward_ref
 from cast_kernels.kernels import assign_pool as kernels
-from cast_kernels.kernels import assign_pool_backward
+from cast_kernels.kernels import assign_pool_backward, assign_pool_backward_split
 from cast_kernels.testing import assert_accurate, assign_pool_oracle
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -29,6 +30,14 @@ SHAPES = [  # B, N, K, C, D
     (2, 196, 64, 24, 96),
     (1, 300, 20, 40, 72),  # too many tokens for one program
     (1, 80, 71, 40, 136),  # too many clusters
+    (1, 300, 130, 12, 48),  # both, in several tiles, and z as wide as the pools make it
+]
+SPLIT = [  # B, N, K, C, D
+    (2, 63, 17, 5, 20),
+    (1, 300, 20, 40, 72),
+    (1, 80, 71, 40, 136),
+    (2, 67, 67, 3, 7),
+    (1, 257, 1, 8, 3),
 ]
 WHOLE = [(1, 1, 1, 8, 8), (2, 63, 17, 8, 24), (3, 65, 1, 48, 8), (2, 23, 23, 8, 8), (2, 130, 64, 40, 56)]
 
@@ -38,6 +47,11 @@ def inputs(B, N, K, C, D, dtype=torch.float32, device=KERNEL_DEVICE, seed=0):
     u, z = torch.randn(B, N, C, generator=g), torch.randn(B, N, D, generator=g)
     centroids = torch.stack([torch.randperm(N, generator=g)[:K] for _ in range(B)])
     return u.to(device, dtype), centroids.to(device), z.to(device, dtype)
+
+
+def output_grads(B, N, K, C, D, dtype=torch.float32):
+    g = torch.Generator().manual_seed(1)
+    return [torch.randn(*size, generator=g).to(KERNEL_DEVICE, dtype) for size in ((B, N, K), (B, K, D))]
 
 
 def plain(u, centroids, z, kappa):
@@ -139,17 +153,12 @@ def test_ties_between_tiles_of_clusters(K):
     assert (kernels.forward(u, torch.zeros(1, K, dtype=torch.int64, device=KERNEL_DEVICE), u, 5.0)[2] == 0).all()
 
 
-@pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("kappa", [5.0, 40.0])
-@pytest.mark.parametrize("shape", WHOLE)
-def test_backward(shape, kappa, dtype, poison):
+def assert_backward(shape, kappa, dtype):
     u, centroids, z = inputs(*shape, dtype)
     if shape[2] > 2:
         centroids[:, 1] = centroids[:, 0]  # a token of two clusters
         centroids[0, 2] = -1
-    g = torch.Generator().manual_seed(1)
-    grads = [torch.randn(*size, generator=g).to(u) for size in ((*u.shape[:2], shape[2]), (shape[0], *shape[2::2]))]
-    assert assign_pool_backward.takes(u, centroids, z)
+    grads = output_grads(*shape, dtype)
     found = assign_pool_backward.backward(u, centroids, z, kappa, *grads)
     results = {}
     for name, t in (("exact", torch.float64), ("plain", dtype)):
@@ -162,6 +171,70 @@ def test_backward(shape, kappa, dtype, poison):
         # plain float16 overflows at kappa = 40: there 1.5 % of the largest is allowed, what bfloat16 errs elsewhere
         finite = torch.where(simple.isfinite(), simple, exact + 0.005 * exact.abs().max())
         assert_accurate(result, exact, finite, times=3)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("kappa", [5.0, 40.0])
+@pytest.mark.parametrize("shape", WHOLE)
+def test_backward(shape, kappa, dtype, poison):
+    u, centroids, z = inputs(*shape, dtype)
+    assert assign_pool_backward.takes(u, centroids, z)
+    assert_backward(shape, kappa, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kappa", [5.0, 40.0])
+@pytest.mark.parametrize("shape", SPLIT)
+def test_backward_of_what_one_program_cannot_do(shape, kappa, dtype, poison):
+    u, centroids, z = inputs(*shape, dtype)
+    assert not assign_pool_backward.takes(u, centroids, z)
+    assert_backward(shape, kappa, dtype)
+
+
+@pytest.mark.parametrize("shape", WHOLE)
+def test_float32_is_always_split(shape, poison):
+    assert_backward(shape, 5.0, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_both_ways_of_the_backward_agree(dtype):
+    """The split one takes every shape."""
+    u, centroids, z = inputs(2, 40, 9, 16, 24, dtype)
+    grads = output_grads(2, 40, 9, 16, 24, dtype)
+    found = assign_pool_backward_split.backward(u, centroids, z, 5.0, *grads)
+    expected = assign_pool_backward_ref(u, centroids, z, 5.0, *grads)
+    for result, right in zip(found, expected, strict=True):
+        assert (result.float() - right.float()).abs().max() <= 8 * torch.finfo(dtype).eps * right.abs().max()
+
+
+def test_parts_of_the_split_backward_are_added(monkeypatch, poison):
+    """A small batch cuts the sum over z's columns; the result differs by rounding alone."""
+    case = inputs(1, 33, 9, 12, 200)
+    grads = output_grads(1, 33, 9, 12, 200)
+    alone = assign_pool_backward_split.backward(*case, 5.0, *grads)
+    monkeypatch.setattr(assign_pool_backward_split, "processors", lambda device: 5)
+    for a, b in zip(alone, assign_pool_backward_split.backward(*case, 5.0, *grads), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(("C", "D"), [(4, 0), (0, 4)])
+def test_no_columns(C, D, poison):
+    u, centroids, z = inputs(2, 7, 3, C, D)
+    grads = output_grads(2, 7, 3, C, D)
+    for found, like in zip(assign_pool_backward.backward(u, centroids, z, 5.0, *grads), (u, z), strict=True):
+        assert found.shape == like.shape
+        assert found.isfinite().all()
+
+
+def test_gradients_of_the_scale_of_a_loss_in_float16():
+    """Products of large gradients and of tokens must not leave float16 on the way."""
+    shape = (1, 270, 9, 16, 8)
+    u, centroids, z = inputs(*shape, torch.float16)
+    grads = [1e4 * x for x in output_grads(*shape, torch.float16)]
+    found = assign_pool_backward.backward(100 * u, centroids, z, 5.0, *grads)
+    exact = assign_pool_backward_ref((100 * u).double(), centroids, z.double(), 5.0, *[x.double() for x in grads])
+    for result, right in zip(found, exact, strict=True):
+        assert (result - right).abs().max() <= 1e-2 * right.abs().max()
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -187,11 +260,12 @@ def test_backward_of_one_output(which):
         assert (result - oracle).abs().max() <= 4e-3 * oracle.abs().max()
 
 
-def test_zero_tokens_have_no_gradient():
-    u, centroids, z = inputs(1, 20, 5, 16, 8, torch.bfloat16)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_zero_tokens_have_no_gradient(dtype):
+    u, centroids, z = inputs(1, 20, 5, 16, 8, dtype)
     u[0, 3] = 0.0
     centroids[0, 0] = 3
-    grads = [torch.randn(1, 20, 5).to(u), torch.randn(1, 5, 8).to(u)]
+    grads = output_grads(1, 20, 5, 16, 8, dtype)
     grad_u, grad_z = assign_pool_backward.backward(u, centroids, z, 5.0, *grads)
     assert (grad_u[0, 3] == 0).all()
     assert grad_u.isfinite().all()
@@ -204,8 +278,12 @@ def test_runs_are_bitwise_equal(dtype):
     grads = [torch.ones(2, 65, 9).to(u), torch.ones(2, 9, 24).to(u)]
 
     def run():
-        out = kernels.forward(u, centroids, z, 5.0)
-        return *out, *(assign_pool_backward.backward(u, centroids, z, 5.0, *grads) if dtype in HALVES else ())
+        split = assign_pool_backward_split.backward(u, centroids, z, 5.0, *grads)
+        return (
+            *kernels.forward(u, centroids, z, 5.0),
+            *assign_pool_backward.backward(u, centroids, z, 5.0, *grads),
+            *split,
+        )
 
     first = run()
     for _ in range(20 if KERNEL_DEVICE == "cuda" else 2):
@@ -248,15 +326,16 @@ class TestOnTheGpu:
         monkeypatch.setattr(kernels, "forward", lambda *a: calls.append("forward") or forward(*a))
         monkeypatch.setattr(assign_pool_backward, "backward", lambda *a: calls.append("backward") or backward(*a))
         self.run(*self.case())
-        assert calls == ["forward", "backward"]
-        self.run(*self.case(torch.float32))  # whose gradient is PyTorch's
-        self.run(*self.case(torch.float64))  # all of it the reference's
-        assert calls == ["forward", "backward", "forward"]
+        self.run(*self.case(torch.float32))
+        assert calls == ["forward", "backward"] * 2
+        self.run(*self.case(torch.float64))  # the reference's
+        assert len(calls) == 4
 
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize(("N", "K"), [(196, 64), (64, 32), (32, 16), (1024, 320)])
     def test_standard_shapes(self, N, K, dtype):
         assert_forward(inputs(4, N, K, 384, 1536, dtype), 5.0)
+        assert_backward((4, N, K, 384, 1536), 5.0, dtype)
 
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_no_synchronisation(self, dtype):

@@ -1,14 +1,18 @@
 """The building blocks against their definitions, written out in plain loops and products."""
 
+import itertools
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from cast.layers import (
     Attention,
     Block,
+    BlockFusion,
     ConvStem,
     DropPath,
     Mlp,
@@ -16,6 +20,7 @@ from cast.layers import (
     resize_pos_embed,
     sincos_2d,
     superpixel_tokens,
+    tokens_to_pixels,
 )
 
 
@@ -70,6 +75,25 @@ def test_block_is_pre_norm_with_epsilon_1e_6():
     torch.testing.assert_close(block(x), y + block.mlp(norm(block.norm2, y)), rtol=1e-11, atol=1e-11)
 
 
+def test_dropout_of_a_block_acts_on_attention_and_perceptron_while_training():
+    plain, block = Block(12, 3, eps=1e-5), Block(12, 3, dropout=0.5, eps=1e-5)
+    block.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 5, 12)
+    assert torch.equal(block.eval()(x), plain(x))
+    block.train()
+    attended, mixed = block.attn(torch.ones(1, 400, 12)), block.mlp(torch.ones(1, 400, 12))
+    for out in (attended, mixed):
+        assert (out == 0).double().mean().item() == pytest.approx(0.5, abs=0.05)
+    kept = attended[attended != 0]
+    assert kept.abs().min() > 0
+    block.attn.dropout.p = block.mlp.dropout.p = 0.0
+    assert torch.equal(block(x), plain(x))
+    nn.init.zeros_(block.attn.proj.bias)
+    block.attn.dropout.p = 0.999999
+    assert not block.attn(x).any()
+    assert not [m for m in plain.modules() if isinstance(m, nn.Dropout)]
+
+
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     layer = DropPath(0.25)
     x = torch.ones(4000, 2, 3)
@@ -99,6 +123,14 @@ def test_conv_stem_widths_strides_and_grid(size):
     assert all(layer.conv.bias is None for layer in stem.layers)
     assert stem.proj.bias is not None
     assert stem.eval()(torch.randn(2, 3, *size)).shape == (2, 48, size[0] // 8, size[1] // 8)
+
+
+def test_conv_stem_of_stride_16():
+    stem = ConvStem(3, 16, stride=16).eval()
+    assert [layer.conv.stride for layer in stem.layers] == [(2, 2)] * 4
+    assert stem(torch.randn(1, 3, 33, 64)).shape == (1, 16, 3, 4)
+    with pytest.raises(ValueError, match="stride 8 or 16, got 4"):
+        ConvStem(3, 16, stride=4)
 
 
 def test_conv_stem_ends_without_norm_or_activation():
@@ -228,3 +260,117 @@ def test_superpixel_tokens_are_mean_feature_plus_mean_position():
                 expected = sum(features[b, :, i, j].double() + positions[0, i * 4 + j] for i, j in cells) / len(cells)
             torch.testing.assert_close(tokens[b, s], expected)
     assert not mask[:, 2].any()
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("grid", [(1, 1), (2, 3), (5, 5)])
+def test_superpixel_tokens_over_pixels(grid, late):
+    """Features bilinear, positions bicubic, from grids of their own to that of the labels."""
+    proj = nn.Conv2d(5, 5, 1).double()
+    features = torch.randn(2, 5, 3, 4, dtype=torch.float64, requires_grad=True)
+    positions = torch.randn(1, grid[0] * grid[1], 5, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(0, 5, (2, 23, 30))
+    labels[labels == 2] = 9
+    given = (features, labels, 7, positions, proj) if late else (proj(features), labels, 7, positions)
+    tokens, mask = superpixel_tokens(*given, pos_grid=grid)
+    fine = F.interpolate(proj(features), (23, 30), mode="bilinear", align_corners=False)
+    table = positions.transpose(1, 2).unflatten(2, grid)
+    fine = fine + F.interpolate(table, (23, 30), mode="bicubic", align_corners=False)
+    for b, s in itertools.product(range(2), range(7)):
+        inside = labels[b] == s
+        assert mask[b, s] == inside.any()
+        expected = fine[b][:, inside].mean(1) if inside.any() else torch.zeros(5, dtype=torch.float64)
+        torch.testing.assert_close(tokens[b, s], expected, rtol=1e-12, atol=1e-12)
+    weight = torch.randn_like(tokens)
+    (tokens * weight).sum().backward()
+    ours = (features.grad.clone(), positions.grad.clone())
+    features.grad = positions.grad = None
+    one_hot = F.one_hot(labels.clamp(max=7), 8)[..., :7].double()
+    means = torch.einsum("bchw,bhws->bsc", fine, one_hot) / one_hot.sum((1, 2)).clamp(min=1)[..., None]
+    (means * weight).sum().backward()
+    torch.testing.assert_close(ours, (features.grad, positions.grad), rtol=1e-10, atol=1e-12)
+
+
+# --- fusion of levels, pixels
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_block_fusion_is_norm_and_linear_of_the_concatenation(training):
+    fusion = BlockFusion(6, 3, dropout=0.0).double().train(training)
+    for p in (*fusion.norm.parameters(), fusion.norm.running_mean):
+        p.data += torch.randn_like(p)
+    levels = [torch.randn(2, n, 6, dtype=torch.float64) for n in (7, 4, 2)]
+    parents = [torch.randint(0, 4, (2, 7)), torch.randint(0, 2, (2, 4))]
+    cls = [torch.randn(2, 1, 6, dtype=torch.float64) for _ in range(3)]
+    rows = [torch.cat([cls[level][:, 0] for level in range(3)], 1)]
+    for n in range(7):
+        parent = parents[0][:, n]
+        grandparent = parents[1][range(2), parent]
+        rows.append(torch.cat([levels[0][:, n], levels[1][range(2), parent], levels[2][range(2), grandparent]], 1))
+    x = torch.stack(rows, 1)
+    mean, var = (x.mean((0, 1)), x.var((0, 1), correction=0)) if training else (
+        fusion.norm.running_mean.clone(), fusion.norm.running_var.clone())  # fmt: skip
+    x = (x - mean) / (var + 1e-5).sqrt() * fusion.norm.weight + fusion.norm.bias
+    expected = x @ fusion.proj.weight.T + fusion.proj.bias
+    torch.testing.assert_close(fusion(levels, parents, cls), expected, rtol=1e-10, atol=1e-10)
+
+
+class Wrapped(nn.Linear):
+    """A layer that fine-tuning has changed: its product is not all it does."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_block_fusion_multiplies_before_the_gather_once_its_norm_is_folded():
+    fusion = BlockFusion(6, 3).double().eval()
+    for p in (*fusion.norm.parameters(), fusion.norm.running_mean):
+        p.data += torch.randn_like(p)
+    levels = [torch.randn(2, n, 6, dtype=torch.float64, requires_grad=True) for n in (40, 4, 2)]
+    parents = [torch.randint(0, 4, (2, 40)), torch.randint(0, 2, (2, 4))]
+    cls = [torch.randn(2, 1, 6, dtype=torch.float64) for _ in range(3)]
+    plain = fusion(levels, parents, cls)
+    weight = torch.randn_like(plain)
+    grads = torch.autograd.grad((plain * weight).sum(), levels)
+    scale = fusion.norm.weight / (fusion.norm.running_var + fusion.norm.eps).sqrt()
+    shift = fusion.norm.bias - scale * fusion.norm.running_mean
+    fusion.proj.bias.data += fusion.proj.weight.data @ shift.data
+    fusion.proj.weight.data *= scale.data
+    fusion.norm = nn.Identity()
+    with FlopCounterMode(display=False) as late:
+        folded = fusion(levels, parents, cls)
+    torch.testing.assert_close(folded, plain, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.autograd.grad((folded * weight).sum(), levels), grads, rtol=1e-12, atol=1e-12)
+    fusion.train()
+    fusion.dropout.p = 0.0
+    with FlopCounterMode(display=False) as early:  # in training as before, dropout included
+        torch.testing.assert_close(fusion(levels, parents, cls), plain, rtol=1e-12, atol=1e-12)
+    assert late.get_total_flops() < 0.5 * early.get_total_flops()
+    wrapped = Wrapped(18, 6).double()
+    wrapped.load_state_dict(fusion.proj.state_dict())
+    fusion.proj = wrapped
+    torch.testing.assert_close(fusion.eval()(levels, parents, cls), 2 * plain, rtol=1e-12, atol=1e-12)
+
+
+def test_block_fusion_of_one_level():
+    fusion = BlockFusion(6, 1).eval()
+    assert fusion([torch.randn(2, 5, 6)], [], [torch.randn(2, 1, 6)]).shape == (2, 6, 6)
+    with pytest.raises(ValueError, match="one table of parents fewer"):
+        fusion([torch.randn(2, 5, 6)], [torch.zeros(2, 5, dtype=torch.int64)], [torch.randn(2, 1, 6)])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_tokens_to_pixels(dtype):
+    tokens = torch.randn(2, 4, 3, requires_grad=True)
+    labels = torch.randint(0, 6, (2, 5, 7), dtype=dtype)
+    pixels = tokens_to_pixels(tokens, labels)
+    assert pixels.shape == (2, 3, 5, 7)
+    assert pixels.is_contiguous(memory_format=torch.channels_last)
+    for b, r, c in itertools.product(range(2), range(5), range(7)):
+        y = int(labels[b, r, c])
+        assert torch.equal(pixels[b, :, r, c], tokens[b, y] if y < 4 else torch.zeros(3))
+    pixels.sum().backward()
+    counts = torch.stack([(labels.flatten(1) == y).sum(1) for y in range(4)], 1).float()
+    assert torch.equal(tokens.grad, counts[..., None].expand(-1, -1, 3))
+    with pytest.raises(ValueError, match=r"expected labels \[B, H, W\]"):
+        tokens_to_pixels(tokens, labels.flatten(1))

@@ -1,29 +1,46 @@
 """Names of the published weights: there, back, and what must be refused."""
 
+import dataclasses
+
 import pytest
 import torch
 
-from cast.models import Cast, CastConfig
-from cast.models.official import from_official, load_official, official_names, to_official
+from cast.models import CastConfig, CastSegConfig, CastSegmenterConfig, ViTConfig, build_model
+from cast.models.official import from_official, load_official, to_official
+from cast.models.official_names import official_names, read_depths
 
 DEPTHS = (2, 1)
+SMALL = {"img_size": 32, "embed_dim": 24, "num_heads": 3, "num_classes": 5}
+POOLED = {**SMALL, "depths": DEPTHS, "num_clusters": (4, 2)}
+LEARNED = {"pos_embed": "learned", "init": "deit"}
+FAMILIES = {
+    "sincos": CastConfig(**POOLED),
+    "learned": CastConfig(**POOLED, **LEARNED),
+    "seg": CastSegConfig(**POOLED),
+    "seg_stretched": CastSegConfig(**POOLED, pos_embed_size=16),
+    "seg_pretrain": CastSegConfig(**POOLED, stage="pretrain"),
+    "seg_retrieval": CastSegConfig(**{**POOLED, "num_classes": 0}, head="projector", projector_dims=(8, 8, 6)),
+    "seg_deit": CastSegConfig(**POOLED, **LEARNED, stage="encoder"),
+    "voc": CastSegmenterConfig(**POOLED, stage="segmentation", decoder="conv"),
+    "segmenter": CastSegmenterConfig(**POOLED, **LEARNED, encoder_classes=7),
+    "segmenter_linear": CastSegmenterConfig(**POOLED, **LEARNED, decoder="linear"),
+    "vit": ViTConfig(**SMALL, depth=2),
+}
 
 
-def make_model(**options):
+def make_model(family="sincos", **changes):
     torch.manual_seed(0)
-    return Cast(
-        CastConfig(img_size=32, embed_dim=24, depths=DEPTHS, num_heads=3, num_clusters=(4, 2), num_classes=5, **options)
-    )
+    return build_model(dataclasses.replace(FAMILIES[family], **changes))
 
 
-@pytest.fixture(params=["sincos", "learned"])
+@pytest.fixture(params=FAMILIES)
 def model(request):
-    return make_model(pos_embed=request.param)
+    return make_model(request.param)
 
 
 def test_every_tensor_has_a_published_name_and_comes_back(model):
     published = to_official(model)
-    ours = from_official(published)
+    ours = from_official(published, model.config)
     expected = model.state_dict()
     assert ours.keys() == expected.keys()
     assert all(ours[name].data_ptr() == expected[name].data_ptr() for name in expected)
@@ -51,41 +68,58 @@ def test_every_tensor_has_a_published_name_and_comes_back(model):
     ],
 )
 def test_published_names(ours, published):
-    assert official_names(ours, (3, 3, 3, 2)) == published
+    assert official_names(ours, CastConfig()) == published
+
+
+@pytest.mark.parametrize(
+    ("family", "ours", "published"),
+    [
+        ("seg", ("stages.0.blocks.1.norm1.bias"), ("blocks1.1.norm1.bias",)),
+        ("seg", ("stages.1.blocks.0.mlp.fc2.bias"), ("blocks2.0.mlp.fc2.bias",)),
+        ("seg", "fusion.norm.running_var", ("block_fusion.proj_blocks.0.norm.running_var",)),
+        ("seg", "fusion.proj.weight", ("block_fusion.proj_blocks.2.weight",)),
+        ("seg_retrieval", "head.4.weight", ("head.4.weight",)),
+        ("seg_deit", "stages.1.blocks.0.norm1.bias", ("blocks.2.norm1.bias", "blocks2.2.norm1.bias")),
+        ("voc", "cls_token", ("vit_backbone.cls_token",)),
+        ("voc", "decoder.1.running_mean", ("semantic_classifier.1.running_mean",)),
+        ("segmenter", "stages.1.blocks.0.norm1.bias", ("encoder.blocks.2.norm1.bias", "encoder.blocks2.2.norm1.bias")),
+        ("segmenter", "decoder.blocks.1.attn.qkv.bias", ("decoder.blocks.1.attn.qkv.bias",)),
+        ("segmenter_linear", "decoder.head.bias", ("decoder.head.bias",)),
+        ("vit", "blocks.1.norm1.bias", ("blocks.1.norm1.bias",)),
+    ],
+)
+def test_published_names_of_the_other_families(family, ours, published):
+    assert official_names(ours, FAMILIES[family]) == published
 
 
 @pytest.mark.parametrize("name", ["blocks.0.norm1.weight", "stages.4.pool.bias", "stages.0.blocks.3.norm1.bias", "hea"])
 def test_names_we_do_not_have(name):
     with pytest.raises(KeyError):
-        official_names(name, (3, 3, 3, 2))
+        official_names(name, CastConfig())
 
 
-def test_frozen_tables_are_exported_in_the_sincos_family_alone():
+def test_frozen_tables_are_exported_in_the_sincos_families_alone():
     published = to_official(make_model())
     assert published["pos_embed"].shape == (1, 16, 24)
     assert published["pe_token"].shape == (1, 1, 24)
     assert not published["pe_token"].any()
-    learned = to_official(make_model(pos_embed="learned"))
+    learned = to_official(make_model("learned"))
     assert learned["pos_embed"].shape == (1, 17, 24)
     assert "pe_token" not in learned
+    patches = to_official(make_model("vit"))
+    assert patches["pos_embed"].shape == (1, 5, 24)
+    assert not patches["pos_embed"][:, 0].any()
+    assert "pe_token" not in patches
+    assert to_official(make_model("voc"))["vit_backbone.pe_token"].shape == (1, 1, 24)
 
 
 def randomised(model):
     torch.manual_seed(1)
-    frozen = {"pos_embed", "pe_token"} if model.config.pos_embed == "sincos" else set()
-    out = {}
-    for name, value in to_official(model).items():
-        alias = next((out[n] for n in official_aliases(name, model) if n in out), None)
-        out[name] = value if name in frozen else alias if alias is not None else torch.rand(value.shape).to(value.dtype)
+    out = to_official(model)
+    for name, value in model.state_dict().items():
+        fresh = torch.rand(value.shape).to(value.dtype)
+        out |= dict.fromkeys(official_names(name, model.config), fresh)
     return out
-
-
-def official_aliases(name, model):
-    for ours in model.state_dict():
-        names = official_names(ours, model.config.depths)
-        if name in names:
-            return names
-    return ()
 
 
 def test_loading_takes_every_value(model):
@@ -95,7 +129,8 @@ def test_loading_takes_every_value(model):
         assert torch.equal(value, published[name]), name
 
 
-def test_loading_into_float64_widens(model):
+def test_loading_into_float64_widens():
+    model = make_model()
     published = randomised(model)
     model.double()
     load_official(model, published)
@@ -103,19 +138,21 @@ def test_loading_into_float64_widens(model):
     assert torch.equal(model.head.weight, published["head.weight"].double())
 
 
-def test_either_alias_is_enough(model):
+@pytest.mark.parametrize("family", ["sincos", "learned", "seg_deit"])
+def test_either_alias_is_enough(family):
+    model = make_model(family)
     published = randomised(model)
     load_official(model, {n: v for n, v in published.items() if not n.startswith("blocks.")})
     load_official(model, {n: v for n, v in published.items() if not n.startswith(("blocks1.", "blocks2."))})
     torch.testing.assert_close(model.stages[1].blocks[0].attn.qkv.weight.data, published["blocks.2.attn.qkv.weight"])
 
 
-def test_depths_are_read_from_the_stages():
-    published = to_official(make_model())
-    flat_only = {n: v for n, v in published.items() if not n.startswith(("blocks1.", "blocks2."))}
-    assert from_official(flat_only, DEPTHS).keys() == from_official(published).keys()
+@pytest.mark.parametrize("family", ["sincos", "learned", "seg", "voc", "segmenter"])
+def test_depths_are_read_from_the_stages(family):
+    published = to_official(make_model(family))
+    assert read_depths(published) == DEPTHS
     with pytest.raises(ValueError, match="depths"):
-        from_official(flat_only)
+        read_depths(name for name in published if "blocks1." not in name)
 
 
 def edited(model, **changes):
@@ -156,11 +193,17 @@ def test_wrong_weights_are_refused_whole(changes, message):
 
 
 def test_the_families_do_not_mix():
-    sincos, learned = make_model(), make_model(pos_embed="learned")
+    sincos, learned = make_model(), make_model("learned")
     with pytest.raises(ValueError, match="have sincos positions"):
         load_official(learned, to_official(sincos))
     with pytest.raises(ValueError, match="have learned positions"):
         load_official(sincos, to_official(learned))
+    with pytest.raises(ValueError, match=r"not names of a published cast model with depths \(2, 1\): block_fusion"):
+        load_official(learned, to_official(make_model("seg_deit")))
+    with pytest.raises(ValueError, match="not names of a published cast_seg model"):
+        load_official(make_model("seg"), to_official(sincos))
+    with pytest.raises(ValueError, match=r"not names of a published vit model: .*blocks1"):
+        load_official(make_model("vit"), {k: v for k, v in to_official(sincos).items() if k != "pos_embed"})
 
 
 def test_without_a_classifier():
@@ -172,9 +215,62 @@ def test_without_a_classifier():
         load_official(make_model(), state)
 
 
-def test_a_table_of_another_grid_is_verified_and_left_out():
-    state = to_official(Cast(CastConfig(img_size=64, embed_dim=24, depths=DEPTHS, num_heads=3, num_clusters=(4, 2),
-                                        num_classes=5)))  # fmt: skip
-    model = make_model()
+@pytest.mark.parametrize("family", ["sincos", "seg", "seg_stretched", "vit"])
+def test_a_table_of_another_grid_is_verified_and_left_out(family):
+    state = to_official(make_model(family, img_size=64, **({"pos_embed_size": 0} if "seg" in family else {})))
+    model = make_model(family)
+    table = model.pos_embed
     load_official(model, state)
-    assert model.pos_embed.shape == (1, 16, 24)
+    assert torch.equal(model.pos_embed, table)
+    state["pos_embed"] = state["pos_embed"] + 0.1
+    with pytest.raises(ValueError, match="not the published constant"):
+        load_official(model, state)
+
+
+def test_a_stretched_table_needs_the_setting_of_the_model():
+    stretched, own = make_model("seg_stretched"), make_model("seg")
+    assert not torch.allclose(stretched.pos_embed, own.pos_embed)
+    with pytest.raises(ValueError, match="model has pos_embed_size=0, these weights may need 224"):
+        load_official(own, to_official(stretched))
+    with pytest.raises(ValueError, match="model has pos_embed_size=16, these weights may need 0"):
+        load_official(stretched, to_official(own))
+
+
+# --- weights of an earlier stage
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "missing"),
+    [
+        ("seg_pretrain", "voc", {"decoder.0", "decoder.1", "decoder.3"}),
+        ("seg_retrieval", "voc", {"decoder.0", "decoder.1", "decoder.3"}),
+        ("seg_pretrain", "seg_retrieval", {f"head.{i}" for i in (0, 1, 3, 4, 6, 7)}),
+        ("learned", "seg_deit", {"fusion.norm", "fusion.proj"}),
+        ("learned", "segmenter_linear", {"fusion.norm", "fusion.proj", "decoder.head", "norm"}),
+        ("seg_deit", "segmenter_linear", {"decoder.head"}),
+    ],
+)
+def test_starting_from_an_earlier_stage(source, target, missing):
+    published = randomised(make_model(source))
+    if target == "segmenter_linear" and source == "learned":
+        published = {k: v for k, v in published.items() if not k.startswith("norm.")}
+    model = make_model(target)
+    before = {n: v.clone() for n, v in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"not names of|missing"):
+        load_official(model, published)
+    left = load_official(model, published, partial=True)
+    assert {name.rpartition(".")[0] for name in left} == missing
+    source_state = from_official(published, FAMILIES[source])
+    for name, value in model.state_dict().items():
+        expected = before[name] if name in left else source_state[name]
+        assert torch.equal(value, expected), name
+
+
+def test_partial_weights_still_have_to_fit():
+    model = make_model("voc")
+    with pytest.raises(ValueError, match="does not fit"):
+        load_official(model, {"cls_token": torch.zeros(1, 1, 25)}, partial=True)
+    with pytest.raises(ValueError, match="not names of"):
+        load_official(model, {"cls_tokens": torch.zeros(1, 1, 24)}, partial=True)
+    with pytest.raises(ValueError, match="missing"):
+        load_official(model, {}, partial=True)

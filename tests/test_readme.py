@@ -48,6 +48,6 @@ def test_linked_files_exist():
 def test_every_model_is_named():
     import cast
 
-    sizes = [name.removeprefix("cast_") for name in cast.list_models() if "deit" not in name]
+    sizes = [name.removeprefix("cast_") for name in cast.list_models("cast_*") if not re.search("deit|seg", name)]
     assert all(f"`cast_{size}`" in README for size in sizes)
     assert {f"cast_deit_{size}" for size in sizes} - {"cast_deit_mini"} == set(cast.list_models("cast_deit_*"))

@@ -10,7 +10,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURES = ROOT.parent / "shared" / "fixtures"
-VARIANTS = ("cast_small", "cast_tiny", "cast_tiny_train", "cast_deit_tiny")
+VARIANTS = (
+    "cast_small",
+    "cast_tiny",
+    "cast_tiny_train",
+    "cast_deit_tiny",
+    "cast_seg_pretrain_tiny",
+    "cast_seg_tiny",
+    "cast_seg_deit_tiny",
+)
 FUNCTIONS = ("segment_mean", "label_resize", "fps", "graph_pool", "superpixels", "hierarchy")
 
 pytestmark = pytest.mark.skipif(
@@ -24,7 +32,7 @@ def rows(tmp_path_factory):
     pytest.importorskip("cv2", reason="the checker compares superpixels with OpenCV's version at hand")
     report = tmp_path_factory.mktemp("figures") / "rows.json"
     command = [sys.executable, str(FIXTURES / "check_oracle.py"), "--adapter", str(ROOT / "tests/reference_adapter.py")]
-    command += ["--variants", *VARIANTS, "--functions", *FUNCTIONS, "--dtype", "float64", "--json", str(report)]
+    command += ["--variants", *VARIANTS, "--functions", *FUNCTIONS, "--dtype", "both", "--json", str(report)]
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
     run = subprocess.run(
         command,
@@ -52,6 +60,9 @@ COUNTS = {
     "cast_tiny [float64]": 179,
     "cast_tiny_train [float64]": 191,
     "cast_deit_tiny [float64]": 177,
+    "cast_seg_pretrain_tiny [float64]": 182,
+    "cast_seg_tiny [float64]": 182,
+    "cast_seg_deit_tiny [float64]": 181,
 }
 
 
@@ -64,5 +75,13 @@ def test_every_comparison_holds(rows, group):
     assert len(rows[group]) == COUNTS[group]
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_float32_agrees_but_for_near_ties(rows, variant):
+    """Where two tokens are nearly as far, rounding may sample the other one; the checker leaves out what follows."""
+    group = rows[f"{variant} [float32]"]
+    assert not [(what, detail) for what, ok, detail in group if ok is False]
+    assert sum(ok is True for _, ok, _ in group) > 20
+
+
 def test_the_checker_ran_all_groups_and_no_other(rows):
-    assert set(rows) == set(COUNTS)
+    assert set(rows) == set(COUNTS) | {f"{variant} [float32]" for variant in VARIANTS}

@@ -2,47 +2,60 @@
 
 import dataclasses
 import json
+import sys
 
 import pytest
 import torch
 from torch import nn
 
 from cast import CastConfig, SuperpixelConfig, create_model, list_models
+from cast.models import CastSegConfig, CastSegmenterConfig, ImageConfig, ViTConfig
+from cast.models.registry import CONFIGS
 from cast_kernels import seeds
 
 CONFIG = CastConfig(embed_dim=48, depths=(1, 2, 1), num_clusters=(16, 8, 4))
 
 
+SIZES = {"small", "small_deep", "base", "base_deep"}
+
+
 def test_model_names():
     assert list_models() == sorted(list_models())
-    assert set(list_models("cast_[!d]*")) == {
-        "cast_mini",
-        "cast_small",
-        "cast_small_deep",
-        "cast_base",
-        "cast_base_deep",
-    }
-    assert len(list_models("cast_deit_*")) == 4
+    patterns = ("cast_{}", "cast_deit_{}", "cast_seg_{}", "cast_seg_{}_pretrain", "cast_seg_{}_retrieval",
+                "cast_seg_{}_voc", "cast_seg_deit_{}", "cast_segmenter_{}", "cast_segmenter_{}_linear")  # fmt: skip
+    expected = {pattern.format(size) for pattern in patterns for size in SIZES}
+    assert set(list_models()) == expected | {"cast_mini", "vit_conv_small", "vit_conv_base"}
+    assert list_models("vit_*") == ["vit_conv_base", "vit_conv_small"]
 
 
 @pytest.mark.parametrize("name", list_models())
 def test_settings_of_the_families(name):
     with torch.device("meta"):
         config = create_model(name).config
-    deit = "deit" in name
-    assert (config.superpixels.bins, config.superpixels.iterations) == ((5, 15) if deit else (15, 20))
-    assert (config.pos_embed, config.init) == (("learned", "deit") if deit else ("sincos", "moco"))
-    assert config.depths == ((6, 3, 3, 3) if "deep" in name else (3, 3, 3, 2))
-    assert config.embed_dim == {"mini": 192, "small": 384, "base": 768}[name.removeprefix("cast_deit_").removeprefix(
-        "cast_").removesuffix("_deep")]  # fmt: skip
+    deit, dense, pretrain = "deit" in name or "segmenter" in name, "seg" in name, "pretrain" in name
+    assert config.init == ("deit" if deit else "moco")
     assert config.num_heads == 12
-    assert config.num_clusters == (64, 32, 16, 8)
+    assert config.embed_dim == (192 if "mini" in name else 768 if "base" in name else 384)
+    if name.startswith("vit"):
+        assert (config.depth, config.stride, config.img_size) == (11, 16, 224)
+        return
+    assert config.pos_embed == ("learned" if deit else "sincos")
+    assert config.depths == ((6, 3, 3, 3) if "deep" in name else (3, 3, 3, 2))
+    at_512 = dense and not deit and not pretrain
+    assert config.img_size == (512 if at_512 else 224)
+    assert config.superpixels.num_superpixels == (1024 if at_512 else 196)
+    moco_superpixels = not deit and (not dense or pretrain)
+    assert (config.superpixels.bins, config.superpixels.iterations) == ((15, 20) if moco_superpixels else (5, 15))
+    assert config.num_clusters == ((320, 160, 80, 40) if dense and not pretrain else (64, 32, 16, 8))
+    if dense:
+        stage = "pretrain" if pretrain else "encoder" if deit else "segmentation"
+        assert (config.stage, config.pos_embed_size) == (stage, 224 if at_512 else 0)
 
 
 @pytest.mark.parametrize(
     ("name", "total", "trainable"),
     [("cast_small", 28.34, 26.26), ("cast_small_deep", 35.44, None), ("cast_base", 111.80, 104.10),
-     ("cast_base_deep", 140.15, None)],
+     ("cast_base_deep", 140.15, None), ("cast_seg_small_pretrain", 28.93, None)],
 )  # fmt: skip
 def test_published_sizes(name, total, trainable):
     with torch.device("meta"):
@@ -62,6 +75,18 @@ def test_overrides():
         create_model("cast_tiny")
     with pytest.raises(TypeError, match="depth"):
         create_model("cast_small", depth=3)
+    with pytest.raises(TypeError, match="num_clusters"):
+        create_model("vit_conv_small", num_clusters=(4,))
+
+
+def test_timm_builds_its_own_baselines(monkeypatch):
+    timm = pytest.importorskip("timm", reason="needs timm, an extra")
+    vit = create_model("vit_deit_small", num_classes=7, depth=1)
+    assert isinstance(vit, timm.models.VisionTransformer)
+    assert (vit.embed_dim, vit.head.out_features, len(vit.blocks)) == (384, 7, 1)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ImportError, match=r"vit_deit_small is built by timm: pip install .*\[timm\]"):
+        create_model("vit_deit_small")
 
 
 def test_config_survives_json():
@@ -69,12 +94,24 @@ def test_config_survives_json():
     assert config.to_dict()["kind"] == "cast"
     assert CastConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert CastConfig.from_dict({}) == CastConfig()
-    with pytest.raises(ValueError, match="expected kind to be one of .*cast.*, got 'resnet'"):
+    with pytest.raises(ValueError, match=r"expected kind to be one of .*cast.*, got 'resnet'"):
         CastConfig.from_dict({"kind": "resnet"})
     with pytest.raises(ValueError, match="unknown CastConfig values: colour"):
         CastConfig.from_dict({"colour": 1})
     with pytest.raises(ValueError, match="unknown SuperpixelConfig values: size"):
         CastConfig.from_dict({"superpixels": {"size": 1}})
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_a_config_in_json_tells_the_variants_apart(name):
+    config = CONFIGS[name]
+    values = json.loads(json.dumps(config.to_dict()))
+    again = ImageConfig.from_dict(values)
+    assert type(again) is type(config)
+    assert again == config
+    assert type(config).from_dict(values) == config
+    with pytest.raises(ValueError, match="expected kind"):
+        (CastConfig if config.kind == "vit" else ViTConfig).from_dict(values)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +173,36 @@ def test_config_rejects_bad_values(values, message):
 
 
 @pytest.mark.parametrize(
+    ("make", "values", "message"),
+    [
+        (CastSegConfig, {"stage": "training"}, "stage .*'training'"),
+        (CastSegConfig, {"head": "mlp"}, "head .*'mlp'"),
+        (CastSegConfig, {"head": "projector"}, "num_classes=0 to go with"),
+        (CastSegConfig, {"head": "projector", "num_classes": 0, "stage": "encoder"}, "stage with a head"),
+        (CastSegConfig, {"projector_dims": ()}, "projector_dims"),
+        (CastSegConfig, {"projector_dims": 256}, "projector_dims"),
+        (CastSegConfig, {"projector_dims": (8, 0)}, "projector_dims"),
+        (CastSegConfig, {"fusion_dropout": 1.0}, "fusion_dropout"),
+        (CastSegConfig, {"pos_embed_size": 100}, "pos_embed_size"),
+        (CastSegConfig, {"pos_embed_size": -8}, "pos_embed_size"),
+        (CastSegConfig, {"pos_embed_size": 224, "pos_embed": "learned"}, "pos_embed_size"),
+        (CastSegmenterConfig, {"decoder": "mask"}, "decoder .*'mask'"),
+        (CastSegmenterConfig, {"num_classes": 0}, "num_classes"),
+        (CastSegmenterConfig, {"stage": "pretrain"}, "stage"),
+        (CastSegmenterConfig, {"decoder_depth": 0}, "decoder_depth"),
+        (CastSegmenterConfig, {"decoder_heads": -1}, "decoder_heads"),
+        (CastSegmenterConfig, {"decoder_dropout": "0"}, "decoder_dropout"),
+        (CastSegmenterConfig, {"encoder_classes": -1}, "encoder_classes"),
+        (ViTConfig, {"depth": 0}, "depth"),
+        (ViTConfig, {"img_size": 232}, "multiple of 16"),
+    ],
+)
+def test_configs_of_the_other_variants_reject_bad_values(make, values, message):
+    with pytest.raises(ValueError, match=message):
+        make(**values)
+
+
+@pytest.mark.parametrize(
     "values", [{"bins": 40}, {"bins": 1}, {"prior": 0}, {"prior": 5}, {"iterations": 0}, {"num_levels": 4}]
 )
 def test_superpixels_take_what_seeds_takes(values):
@@ -160,3 +227,9 @@ def test_published_dropouts():
         model = create_model("cast_deit_small")
     assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == [0.1] * 4
     assert model.config.drop_path == 0.0
+    with torch.device("meta"):
+        dense, decoder = create_model("cast_seg_small"), create_model("cast_segmenter_small")
+    assert dense.fusion.dropout.p == 0.2
+    assert [m.p for m in dense.modules() if isinstance(m, nn.Dropout)] == [0.1] * 4 + [0.2]
+    assert {m.p for m in decoder.decoder.modules() if isinstance(m, nn.Dropout)} == {0.1}
+    assert [block.attn.num_heads for block in decoder.decoder.blocks] == [6, 6]

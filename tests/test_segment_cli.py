@@ -328,6 +328,7 @@ def test_signals_to_a_real_process(tmp_path, photo, scene, number, code):
         (["--size", "20", "--crop"], "--size and --crop: a square crop needs a size that is a multiple of 8"),
         (["--superpixels", "12"], "--superpixels 12 are fewer than the 16 segments of the first of --levels"),
         (["--model", "cast_huge"], "unknown model"),
+        (["--model", "vit_conv_small"], "vit_conv_small makes no segments"),
         (["--device", "cuda:99"], "CUDA device"),
         (["--device", "abacus"], "expected a device"),
         (["--device", "mps"], "cpu or cuda"),
@@ -423,6 +424,16 @@ def test_segment_image_for_python_users(scene):
     assert best[0]["class_id"] == int(result.logits.argmax())
     with pytest.raises(ValueError, match="RGB image"):
         segment_image(loaded.model, scene[..., 0])
+
+
+@pytest.mark.parametrize("name", ["cast_seg_small", "cast_seg_small_pretrain", "cast_segmenter_small_linear"])
+def test_segment_image_with_a_dense_model(scene, name):
+    """There is a hierarchy; classes only where they are the image's."""
+    model = create_model(name, embed_dim=48, depths=(1,) * 4, num_clusters=(16, 8, 4, 2), num_classes=3).eval()
+    result = segment_image(model, scene, Settings(size=64, num_superpixels=100))
+    assert result.hierarchy.num_segments[1:] == (16, 8, 4, 2)
+    assert result.hierarchy.size == (64, 96)
+    assert len(result.top_classes()) == (3 if "pretrain" in name else 0)
 
 
 def test_top_classes_on_ties_and_with_few_classes(scene):

@@ -50,6 +50,33 @@ def test_weights_of_every_form(tmp_path):
         assert torch.equal(found, embedding if name.startswith("moco") else expected), name
 
 
+def test_the_weights_tell_the_model(tmp_path):
+    """A published checkpoint and a saved model need no name, and contradict a wrong one."""
+    torch.manual_seed(3)
+    model = create_model("cast_deit_small", num_classes=7).eval()
+    torch.save({"model": to_official(model), "args": argparse.Namespace()}, tmp_path / "best_checkpoint.pth")
+    model.save_pretrained(tmp_path / "saved")
+    for weights in (tmp_path / "best_checkpoint.pth", tmp_path / "saved"):
+        loaded = load_model(weights=weights, levels=(32, 16, 8, 4), device="cpu")
+        assert loaded.name == "cast_deit_small"
+        assert loaded.weights == str(weights)
+        assert len(loaded.weights_sha256) == 64
+        assert loaded.model.config.num_clusters == (32, 16, 8, 4)
+        assert loaded.model.config.superpixels.bins == 5
+        assert torch.equal(loaded.model.head.weight, model.head.weight)
+        assert load_model("cast_deit_small", weights=weights, device="cpu").name == "cast_deit_small"
+        with pytest.raises(ValueError, match=r"do not fit the model|holds cast_deit_small, not cast_small"):
+            load_model("cast_small", weights=weights)
+        with pytest.raises(ValueError, match="groups 4 times"):
+            load_model(weights=weights, levels=(32, 16))
+    create_model("vit_conv_small", embed_dim=48).save_pretrained(tmp_path / "vit")
+    with pytest.raises(ValueError, match="expected a model that makes segments, got vit"):
+        load_model(weights=tmp_path / "vit")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"there is no config\.json"):
+        load_model(weights=tmp_path / "empty")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

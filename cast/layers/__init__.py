@@ -2,16 +2,19 @@
 
 from .attention import Attention
 from .block import Block
+from .block_fusion import BlockFusion
 from .conv_stem import ConvStem
 from .drop_path import DropPath
 from .graph_pool import GraphPool, PoolResult
 from .mlp import Mlp
+from .pixels import tokens_to_pixels
 from .pos_embed import resize_pos_embed, sincos_2d
 from .superpixel_tokens import resize_labels, superpixel_tokens
 
 __all__ = [
     "Attention",
     "Block",
+    "BlockFusion",
     "ConvStem",
     "DropPath",
     "GraphPool",
@@ -21,4 +24,5 @@ __all__ = [
     "resize_pos_embed",
     "sincos_2d",
     "superpixel_tokens",
+    "tokens_to_pixels",
 ]

@@ -19,30 +19,32 @@ class ConvNorm(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Four 3x3 convolutions (widths C/8, C/4, C/2, C; strides 2, 2, 2, 1) and a 1x1 projection, with no norm after it.
+    """Four 3x3 convolutions (widths C/8, C/4, C/2, C) and a 1x1 projection, with no norm after it.
+
+    The first three convolutions have stride 2; the last one too where the stem's stride is 16.
 
     Args:
         in_chans: Number of image channels.
         dim: Number of output channels C, a multiple of 8.
+        stride: 8 or 16.
 
     Raises:
-        ValueError: ``dim`` is not a multiple of 8.
+        ValueError: ``dim`` is not a multiple of 8, or the stride is another.
     """
 
-    stride = 8
-
-    def __init__(self, in_chans: int, dim: int) -> None:
+    def __init__(self, in_chans: int, dim: int, stride: int = 8) -> None:
         super().__init__()
+        if stride not in (8, 16):
+            raise ValueError(f"expected stride 8 or 16, got {stride}")
         if dim < 8 or dim % 8:
             raise ValueError(f"expected dim to be a multiple of 8, got {dim}")
         widths = (in_chans, dim // 8, dim // 4, dim // 2, dim)
-        self.layers = nn.Sequential(
-            *(ConvNorm(widths[i], widths[i + 1], stride) for i, stride in enumerate((2, 2, 2, 1)))
-        )
+        strides = (2, 2, 2, stride // 8)
+        self.layers = nn.Sequential(*(ConvNorm(widths[i], widths[i + 1], strides[i]) for i in range(4)))
         self.proj = nn.Conv2d(dim, dim, 1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Embed an image: ``[B, in_chans, H, W]`` -> ``[B, C, ceil(H / 8), ceil(W / 8)]``."""
+        """Embed an image: ``[B, in_chans, H, W]`` -> ``[B, C, ceil(H / stride), ceil(W / stride)]``."""
         return self.proj(self.hidden(image))
 
     def hidden(self, image: Tensor) -> Tensor:

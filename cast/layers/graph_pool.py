@@ -85,7 +85,13 @@ class GraphPool(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim)
         nn.init.normal_(self.bias, std=0.01)
 
-    def forward(self, tokens: Tensor, cls: Tensor | None = None, mask: Tensor | None = None) -> PoolResult:
+    def forward(
+        self,
+        tokens: Tensor,
+        cls: Tensor | None = None,
+        mask: Tensor | None = None,
+        present: Tensor | None = None,
+    ) -> PoolResult:
         """Pool the tokens of each image.
 
         Args:
@@ -94,6 +100,9 @@ class GraphPool(nn.Module):
             mask: ``[B, N]`` bool, True = valid, or None = all. Invalid tokens are never sampled as long as valid ones
                 are left, and do not enter the mean that sampling starts from. They do take part in the attention, in
                 the centring and in the pooled means, as in the published model.
+            present: ``[B, N]`` bool, or None = all. Tokens that are not present, such as padding, take part in nothing
+                at all: the result is that of the others alone. At least ``num_clusters`` are needed per image.
+                They get logits and parents too, which mean nothing.
 
         Returns:
             `PoolResult`. Sampling carries no gradient; everything else is differentiable and the same from run to run.
@@ -102,17 +111,27 @@ class GraphPool(nn.Module):
             TypeError: An argument is not a tensor, or the tokens are not floating point.
             ValueError: A shape or the mask's dtype does not match, or there are fewer tokens than clusters.
         """
-        self._check(tokens, cls, mask)
+        self._check(tokens, cls, mask, present)
+        if present is not None:
+            mask = present if mask is None else mask & present
         indices = self.sample(tokens, mask)
 
-        u = tokens + self.attn(self.norm(tokens))
-        u = u - u.mean(dim=1, keepdim=True) + self.bias
+        u = tokens + self.attn(self.norm(tokens), present)
+        weight = None if present is None else present[..., None].to(u.dtype)
+        mean = u.mean(dim=1, keepdim=True) if weight is None else _weighted_mean(u, weight)
+        u = u - mean + self.bias
 
         num_cls = 0 if cls is None else cls.shape[1]
         z = tokens if cls is None else torch.cat([cls, tokens], dim=1)
         z = self.dropout(self.act(self.fc1(self.norm1(z))))
         # Under autocast z comes in half precision and u, a residual sum, in float32: one dtype, as for any product.
-        logits, pooled, parents = assign_pool(u.to(z.dtype), indices, z[:, num_cls:], kappa=self.kappa)
+        u, x = u.to(z.dtype), z[:, num_cls:]
+        if weight is None:
+            logits, pooled, parents = assign_pool(u, indices, x, kappa=self.kappa)
+        else:  # the mean over the present ones is the quotient of two means over all
+            weight = weight.to(z.dtype)
+            logits, pooled, parents = assign_pool(u, indices, torch.cat([x * weight, weight], dim=2), kappa=self.kappa)
+            pooled = pooled[..., :-1] / pooled[..., -1:]
 
         z = self.fc2(self.norm2(torch.cat([z[:, :num_cls], pooled], dim=1)))
         coarse = z[:, num_cls:] + tokens.gather(1, indices[..., None].expand(-1, -1, self.dim))
@@ -124,20 +143,19 @@ class GraphPool(nn.Module):
 
         Arguments and errors are those of `forward`.
         """
-        self._check(tokens, None, mask)
+        self._check(tokens, None, mask, None)
         if not self.normalize:
             return farthest_point_sample(tokens, self.num_clusters, start="mean", mask=mask)
         # The start is the direction of the mean of the raw tokens, not the mean of their directions, so it is a point
         # of its own: put in front, sampled first, and dropped.
         valid = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask
-        weight = valid[..., None].to(tokens.dtype)
-        mean = (tokens * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
+        mean = _weighted_mean(tokens, valid[..., None].to(tokens.dtype))
         points = F.normalize(torch.cat([mean, tokens], dim=1).double(), dim=2)
         valid = F.pad(valid, (1, 0), value=True)
         return farthest_point_sample(points, self.num_clusters + 1, start=0, mask=valid)[:, 1:] - 1
 
-    def _check(self, tokens: Tensor, cls: Tensor | None, mask: Tensor | None) -> None:
-        for name, x in (("tokens", tokens), ("cls", cls), ("mask", mask)):
+    def _check(self, tokens: Tensor, cls: Tensor | None, mask: Tensor | None, present: Tensor | None) -> None:
+        for name, x in (("tokens", tokens), ("cls", cls), ("mask", mask), ("present", present)):
             if not isinstance(x, Tensor) and (x is not None or name == "tokens"):
                 raise TypeError(f"expected {name} to be a torch.Tensor, got {type(x).__name__}")
         if not tokens.is_floating_point():
@@ -151,11 +169,17 @@ class GraphPool(nn.Module):
             )
         if cls is not None and (cls.ndim != 3 or cls.shape[::2] != tokens.shape[::2]):
             raise ValueError(f"expected cls [{tokens.shape[0]}, M, {self.dim}], got {tuple(cls.shape)}")
-        if mask is not None and (mask.dtype != torch.bool or mask.shape != tokens.shape[:2]):
-            raise ValueError(
-                f"expected a bool mask {tuple(tokens.shape[:2])}, got {mask.dtype} of shape {tuple(mask.shape)}"
-            )
+        for name, x in (("mask", mask), ("present", present)):
+            if x is not None and (x.dtype != torch.bool or x.shape != tokens.shape[:2]):
+                raise ValueError(
+                    f"expected {name} to be bool {tuple(tokens.shape[:2])}, got {x.dtype} of shape {tuple(x.shape)}"
+                )
 
     def extra_repr(self) -> str:
         """Show the settings in ``print(model)``."""
         return f"num_clusters={self.num_clusters}, kappa={self.kappa:g}, normalize={self.normalize}"
+
+
+def _weighted_mean(x: Tensor, weight: Tensor) -> Tensor:
+    """Average ``x [B, N, C]`` over tokens with weights ``[B, N, 1]`` of 0 or 1; zero where none is 1."""
+    return (x * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)

@@ -31,9 +31,19 @@ def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def superpixel_tokens(
-    features: Tensor, labels: Tensor, num_segments: int, pos_embed: Tensor, proj: nn.Module | None = None
+    features: Tensor,
+    labels: Tensor,
+    num_segments: int,
+    pos_embed: Tensor,
+    proj: nn.Module | None = None,
+    *,
+    pos_grid: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Average features and positions over each superpixel: ``token[s] = mean(features[s]) + mean(pos_embed[s])``.
+
+    By default labels are brought to the grid of the features, one per cell. With ``pos_grid``, features (bilinear) and
+    positions (bicubic, ``align_corners=False``) are brought to the grid of the labels instead, and the average is over
+    all pixels. Both interpolations are linear, so the upsampled maps need not exist: see `cast_kernels.segment_mean`.
 
     With ``proj`` the features are those before that 1x1 convolution, which is applied to the means, as a map
     ``[B, C, S, 1]``, instead of to the map of all cells: ``mean(W x + b) = W mean(x) + b``, equal to rounding, for as
@@ -43,23 +53,29 @@ def superpixel_tokens(
         features: Stem output ``[B, C, h, w]``, floating point.
         labels: Superpixels ``[B, H, W]``, integer, of any resolution; labels outside ``[0, num_segments)`` are ignored.
         num_segments: Number of segments S.
-        pos_embed: Position table ``[1, h * w, C]``.
+        pos_embed: Position table ``[1, h * w, C]``, or with ``pos_grid`` ``[1, rows * columns, C]``.
         proj: 1x1 convolution that is still due, or whatever wraps or replaces it; None = none. It is called as a
             module, hooks included.
+        pos_grid: Rows and columns of ``pos_embed``, to average over the pixels of the labels instead of the cells of
+            the features.
 
     Returns:
-        Tokens ``[B, S, C]`` in the dtype promoted from both, and which of them hold at least one cell, ``[B, S]``
-        bool. A superpixel that no cell of the stem grid falls into is a zero token.
+        Tokens ``[B, S, C]`` in the dtype promoted from both, and which of them hold at least one cell (or pixel),
+        ``[B, S]`` bool. A superpixel without any is a zero token.
     """
-    height, width = features.shape[-2:]
-    labels = resize_labels(labels, (height, width))
-    positions = pos_embed.unflatten(1, (height, width))
+    cells, mode, pos_mode = features.permute(0, 2, 3, 1), "bilinear", "bicubic"
+    if pos_grid is None:
+        pos_grid, mode, pos_mode = cells.shape[1:3], None, None
+        labels = resize_labels(labels, pos_grid)
+    positions = pos_embed.unflatten(1, pos_grid)
     if proj is None:
-        tokens, count = segment_mean(features.permute(0, 2, 3, 1), labels, num_segments, add=positions)
+        tokens, count = segment_mean(
+            cells, labels, num_segments, add=positions, interpolation=mode, add_interpolation=pos_mode
+        )
         return tokens, count > 0
-    mean, count = segment_mean(features.permute(0, 2, 3, 1), labels, num_segments)
+    mean, count = segment_mean(cells, labels, num_segments, interpolation=mode)
     mask = count > 0
     tokens = proj(mean[:, :, None].permute(0, 3, 1, 2))  # [B, C, S, 1], channels last in memory
     tokens = tokens.squeeze(3).transpose(1, 2) * mask[..., None]
-    place, _ = segment_mean(positions.expand(labels.shape[0], -1, -1, -1), labels, num_segments)
+    place, _ = segment_mean(positions.expand(labels.shape[0], -1, -1, -1), labels, num_segments, interpolation=pos_mode)
     return tokens + place, mask

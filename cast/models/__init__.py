@@ -1,8 +1,30 @@
-"""The published classification models, by class or by name."""
+"""The published models and their baselines, by class or by name."""
 
 from .cast import Cast, CastOutput
-from .config import CastConfig, SuperpixelConfig
-from .registry import create_model, list_models
+from .cast_seg import CastSeg, CastSegOutput
+from .cast_segmenter import CastSegmenter
+from .config import CastConfig, CastSegConfig, CastSegmenterConfig, ImageConfig, SuperpixelConfig, ViTConfig
+from .registry import build_model, create_model, list_models
+from .saving import from_pretrained
 from .trunk import PooledLevel
+from .vit import ViT
 
-__all__ = ["Cast", "CastConfig", "CastOutput", "PooledLevel", "SuperpixelConfig", "create_model", "list_models"]
+__all__ = [
+    "Cast",
+    "CastConfig",
+    "CastOutput",
+    "CastSeg",
+    "CastSegConfig",
+    "CastSegOutput",
+    "CastSegmenter",
+    "CastSegmenterConfig",
+    "ImageConfig",
+    "PooledLevel",
+    "SuperpixelConfig",
+    "ViT",
+    "ViTConfig",
+    "build_model",
+    "create_model",
+    "from_pretrained",
+    "list_models",
+]

@@ -7,16 +7,18 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from cast.layers import sincos_2d
+from cast.layers import resize_pos_embed, sincos_2d
 
-from .config import ImageConfig
+from .config import CastSegConfig, ImageConfig
+from .features import Intermediates
 from .init import init_linear
+from .saving import Saving
 
 
-class ImageModel(nn.Module):
+class ImageModel(Saving, Intermediates, nn.Module):
     """The base of all models: settings, and buffers that a state dict does not hold.
 
-    A model defines ``cls_token``, ``pos_embed`` (`_make_positions`) and ``head``, and ends its ``__init__`` with
+    A model defines ``cls_token``, ``pos_embed`` and ``head``, and ends its ``__init__`` with
     `init_weights` and `init_non_persistent_buffers`.
 
     Args:
@@ -55,12 +57,8 @@ class ImageModel(nn.Module):
         the class token, and the table its dtype.
         """
         if "pos_embed" in self._buffers:
-            self.pos_embed = self._make_table().to(self.cls_token)
+            self.pos_embed = fixed_positions(self.config).to(self.cls_token)
         self._set_image_statistics(self.cls_token.device)
-
-    def _make_table(self) -> Tensor:
-        """Return the fixed position table ``[1, N, C]``, float32, on the CPU whatever device the model is made on."""
-        return sincos_2d(self._grid_side(), self._grid_side(), self.config.embed_dim, device="cpu")
 
     def _set_image_statistics(self, device: torch.device) -> None:
         for name in ("mean", "std"):
@@ -94,6 +92,18 @@ class ImageModel(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Choose whether training recomputes the blocks' activations in the backward pass, to save memory."""
         self.grad_checkpointing = enable
+
+
+def fixed_positions(config: ImageConfig) -> Tensor:
+    """Return the sin-cos table ``[1, N, C]`` of a model, float32, on the CPU whatever device the model is made on.
+
+    It is that of the grid of ``img_size``; with ``pos_embed_size`` that of another size, resized (bicubic) to the grid.
+    """
+    side = config.img_size // config.stride
+    first = config.pos_embed_size // config.stride if isinstance(config, CastSegConfig) else 0
+    first = first or side
+    table = sincos_2d(first, first, config.embed_dim, device="cpu")
+    return resize_pos_embed(table, (first, first), (side, side))
 
 
 def _after_loading(model: ImageModel, _incompatible_keys: Any) -> None:

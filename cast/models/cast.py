@@ -4,6 +4,7 @@ Source: Ke, Mo, Yu, "Learning Hierarchical Image Segmentation For Recognition an
 (https://arxiv.org/abs/2210.00314).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from cast.hierarchy import Hierarchy
 
 from .config import CastConfig
 from .init import init_weights
-from .trunk import PooledLevel, Trunk, make_hierarchy, pooled_levels
+from .trunk import PooledLevel, StageResult, Trunk, make_hierarchy, pooled_levels
 
 
 class CastOutput(NamedTuple):
@@ -83,8 +84,7 @@ class Cast(Trunk):
         Returns:
             ``[B, 1 + K, C]``, class token first; K is the last but one of ``config.num_clusters``.
         """
-        last = self.run(image, labels, num_segments, last_pool=False)[-1]
-        return self.norm(torch.cat([last.cls, last.tokens], dim=1))
+        return self._finish(self.run(image, labels, num_segments, last_pool=False))
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Map the output of `forward_features` to logits, or with ``pre_logits`` to the class embedding ``[B, C]``."""
@@ -115,7 +115,9 @@ class Cast(Trunk):
         if labels is None:
             labels = self.superpixels(image, num_superpixels)
         results = self.run(image, labels, num_segments, num_superpixels)
-        features = self.norm(torch.cat([results[-1].cls, results[-1].tokens], dim=1))
-        embedding = self.forward_head(features, pre_logits=True)
+        embedding = self.forward_head(self._finish(results), pre_logits=True)
         hierarchy = make_hierarchy(labels, results)
         return CastOutput(self.head(embedding), embedding, hierarchy, pooled_levels(results))
+
+    def _finish(self, results: Sequence[StageResult]) -> Tensor:
+        return self.norm(torch.cat([results[-1].cls, results[-1].tokens], dim=1))

@@ -153,6 +153,8 @@ class CastConfig(ImageConfig):
         pool_dropout: Dropout in each pool while training.
         kappa: Sharpness of the assignment of segments to clusters, in (0, 40].
         superpixels: How superpixels are made.
+        compat: None, or "published": results are those of the published pipelines where these depend on the batch or
+            on accidents, see `cast.models.compat`.
         pool_before_proj: Whether the stem's projection follows the average over superpixels or, as published, comes
             before it. Both are linear, so the results are equal to rounding; following costs 2.8 % fewer FLOPs.
 
@@ -169,6 +171,7 @@ class CastConfig(ImageConfig):
     kappa: float = 5.0
     superpixels: SuperpixelConfig = field(default_factory=SuperpixelConfig)
     pool_before_proj: bool = True
+    compat: str | None = None
 
     def __post_init__(self) -> None:
         self._make_tuples("depths", "num_clusters")
@@ -196,8 +199,139 @@ class CastConfig(ImageConfig):
         _check_finite("kappa", self.kappa)
         if not 0.0 < self.kappa <= MAX_KAPPA:
             raise ValueError(f"expected kappa in (0, {MAX_KAPPA:g}], got {self.kappa}")
+        _check_choice("compat", self.compat, (None, "published"))
         if not isinstance(self.pool_before_proj, bool):
             raise ValueError(f"expected pool_before_proj to be True or False, got {self.pool_before_proj!r}")
+
+
+@dataclass(frozen=True)
+class CastSegConfig(CastConfig):
+    """Everything that `CastSeg` needs to be built: the attributes of `CastConfig`, and these.
+
+    Attributes:
+        stage: What the tokens are averaged over and what comes out. "pretrain": cells of the stem grid, one output per
+            image, of the mean of all segments; "segmentation": pixels, one output per segment; "encoder": pixels, the
+            fused class token and tokens themselves, for a decoder.
+        head: "linear", or "projector", the perceptron of MoCo-v3 applied per segment; the latter goes with
+            ``num_classes=0``.
+        projector_dims: Widths of the projector's layers.
+        fusion_dropout: Dropout in the fusion of the levels while training.
+        pos_embed_size: Image size whose sin-cos table is resized (bicubic) to the grid of ``img_size``, as published
+            fine-tuning does with the table of pretraining; 0 = ``img_size``, a table of its own.
+
+    Raises:
+        ValueError: A value is out of range, or values contradict each other.
+    """
+
+    kind: ClassVar[str] = "cast_seg"
+
+    img_size: int = 512
+    num_classes: int = 21
+    num_clusters: tuple[int, ...] = (320, 160, 80, 40)
+    superpixels: SuperpixelConfig = SuperpixelConfig(num_superpixels=1024, bins=5, iterations=15)
+    stage: str = "segmentation"
+    head: str = "linear"
+    projector_dims: tuple[int, ...] = (4096, 4096, 256)
+    fusion_dropout: float = 0.2
+    pos_embed_size: int = 0
+
+    @property
+    def head_classes(self) -> int:
+        """Width of the linear classifier on top of the encoder."""
+        return self.num_classes
+
+    def __post_init__(self) -> None:
+        self._make_tuples("projector_dims")
+        super().__post_init__()
+
+    def _check(self) -> None:
+        super()._check()
+        _check_choice("stage", self.stage, ("pretrain", "segmentation", "encoder"))
+        _check_choice("head", self.head, ("linear", "projector"))
+        _check_probability("fusion_dropout", self.fusion_dropout)
+        for width in self.projector_dims:
+            _check_integer("projector_dims", width)
+        if not self.projector_dims:
+            raise ValueError("expected projector_dims to name at least one layer, got ()")
+        if self.head == "projector" and (self.stage == "encoder" or self.head_classes):
+            raise ValueError(
+                f'expected a stage with a head and num_classes=0 to go with head="projector", got stage={self.stage!r} '
+                f"and num_classes={self.head_classes}"
+            )
+        _check_integer("pos_embed_size", self.pos_embed_size, least=0)
+        if self.pos_embed_size % self.stride or (self.pos_embed_size and self.pos_embed == "learned"):
+            raise ValueError(
+                f"expected pos_embed_size to be a multiple of {self.stride}, and 0 for learned positions, "
+                f"got {self.pos_embed_size} with pos_embed={self.pos_embed!r}"
+            )
+
+
+@dataclass(frozen=True)
+class CastSegmenterConfig(CastSegConfig):
+    """Everything that `CastSegmenter` needs to be built: the attributes of `CastSegConfig`, and these.
+
+    ``num_classes`` is the decoder's.
+
+    Attributes:
+        decoder: "mask_transformer" or "linear", of Segmenter; or "conv", two 1x1 convolutions on pixels.
+        decoder_depth: Blocks of the mask transformer.
+        decoder_heads: Attention heads of the mask transformer; 0 = one per 64 channels.
+        decoder_dropout: Dropout in the mask transformer while training.
+        encoder_classes: Width of the encoder's own classifier, which nothing uses and which published weights hold;
+            0 = none.
+
+    Raises:
+        ValueError: A value is out of range, or values contradict each other.
+    """
+
+    kind: ClassVar[str] = "cast_segmenter"
+
+    stage: str = "encoder"
+    decoder: str = "mask_transformer"
+    decoder_depth: int = 2
+    decoder_heads: int = 0
+    decoder_dropout: float = 0.1
+    encoder_classes: int = 0
+
+    @property
+    def head_classes(self) -> int:
+        """Width of the linear classifier on top of the encoder."""
+        return self.encoder_classes
+
+    def _check(self) -> None:
+        super()._check()
+        _check_integer("num_classes", self.num_classes)
+        _check_choice("decoder", self.decoder, ("mask_transformer", "linear", "conv"))
+        _check_integer("decoder_depth", self.decoder_depth)
+        _check_integer("decoder_heads", self.decoder_heads, least=0)
+        _check_integer("encoder_classes", self.encoder_classes, least=0)
+        _check_probability("decoder_dropout", self.decoder_dropout)
+        if self.stage == "pretrain" or self.head != "linear":
+            raise ValueError(
+                f'expected stage "segmentation" or "encoder" and a linear head to go with a decoder, got '
+                f"stage={self.stage!r} and head={self.head!r}"
+            )
+
+
+@dataclass(frozen=True)
+class ViTConfig(ImageConfig):
+    """Everything that `ViT` needs to be built: the attributes of `ImageConfig`, and this.
+
+    Attributes:
+        depth: Transformer blocks.
+
+    Raises:
+        ValueError: A value is out of range, or values contradict each other.
+    """
+
+    kind: ClassVar[str] = "vit"
+    stride: ClassVar[int] = 16
+
+    depth: int = 11
+
+    def _check(self) -> None:
+        super()._check()
+        _check_integer("depth", self.depth)
 
 
 def _from_dict(cls: type, values: dict[str, Any]) -> Any:
@@ -222,7 +356,7 @@ def _check_finite(name: str, value: Any) -> None:
         raise ValueError(f"expected {name} to be finite numbers, got {value!r}")
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> None:
     if value not in choices:
         raise ValueError(f"expected {name} {' or '.join(map(repr, choices))}, got {value!r}")
 

@@ -4,7 +4,7 @@ import math
 
 from torch import nn
 
-from cast.layers import GraphPool
+from cast.layers import BlockFusion, GraphPool
 
 
 def init_linear(layer: nn.Linear, rule: str, *, is_qkv: bool = False) -> None:
@@ -24,13 +24,14 @@ def init_linear(layer: nn.Linear, rule: str, *, is_qkv: bool = False) -> None:
 
 
 def init_weights(model: nn.Module, rule: str) -> None:
-    """Draw the linear layers, the class token and the learned positions of a `Cast` model.
+    """Draw the linear layers, the class token and the learned positions of a model.
 
-    The stem, the norms and, in the "deit" family, the pools keep PyTorch's defaults, as published.
+    The stem, the norms and, in the "deit" family, the pools and the fusion keep PyTorch's defaults, as published.
     """
-    in_pools = {id(m) for pool in model.modules() if isinstance(pool, GraphPool) for m in pool.modules()}
+    late = [m for m in model.modules() if isinstance(m, GraphPool | BlockFusion)]  # there, made after the drawing
+    in_late = {id(child) for m in late for child in m.modules()}
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and (rule == "moco" or id(module) not in in_pools):
+        if isinstance(module, nn.Linear) and (rule == "moco" or id(module) not in in_late):
             init_linear(module, rule, is_qkv=name.endswith(".qkv"))
     if rule == "moco":
         nn.init.normal_(model.cls_token, std=1e-6)

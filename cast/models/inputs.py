@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 
-def channels_first(image: Tensor, channels: int) -> Tensor:
+def channels_first(image: Tensor, channels: int, multiple: int = 8) -> Tensor:
     """Check an image and return it as ``[B, C, H, W]``; uint8 may come as ``[B, H, W, C]`` as well.
 
     Raises:
         TypeError: The image is not a tensor, or neither uint8 nor floating point.
-        ValueError: The shape does not fit, or H or W is not a positive multiple of 8.
+        ValueError: The shape does not fit, or H or W is not a positive multiple of ``multiple``, or below 8.
     """
     _check_tensor("image", image)
     if image.dtype != torch.uint8 and not image.is_floating_point():
@@ -17,10 +17,11 @@ def channels_first(image: Tensor, channels: int) -> Tensor:
     planes = image
     if image.ndim == 4 and image.dtype == torch.uint8 and image.shape[1] != channels:
         planes = image.permute(0, 3, 1, 2)
-    if planes.ndim != 4 or planes.shape[1] != channels or any(n < 8 or n % 8 for n in planes.shape[2:]):
+    if planes.ndim != 4 or planes.shape[1] != channels or any(n < 8 or n % multiple for n in planes.shape[2:]):
+        sizes = f"positive multiples of {multiple}" if multiple > 1 else "of at least 8"
         raise ValueError(
-            f"expected an image [B, {channels}, H, W], or in uint8 also [B, H, W, {channels}], with H and W positive "
-            f"multiples of 8, got {image.dtype} of shape {tuple(image.shape)}"
+            f"expected an image [B, {channels}, H, W], or in uint8 also [B, H, W, {channels}], with H and W {sizes}, "
+            f"got {image.dtype} of shape {tuple(image.shape)}"
         )
     return planes
 

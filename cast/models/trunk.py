@@ -17,7 +17,9 @@ from cast.layers import Block, ConvStem, GraphPool, PoolResult, resize_pos_embed
 from cast_kernels import seeds, seeds_count
 
 from .base import ImageModel
+from .compat import present_superpixels, published_bytes, superpixel_recipe
 from .config import CastConfig
+from .features import Run
 from .inputs import channels_first, check_count_covers, check_labels, normalise, to_uint8
 
 
@@ -41,6 +43,7 @@ class StageResult(NamedTuple):
     tokens: Tensor  # [B, N, C] segment tokens after the blocks
     mask: Tensor | None  # [B, N] bool, which of them hold a cell; None = all
     pooled: PoolResult | None  # None where the pool was left out
+    present: Tensor | None = None  # [N] bool, with compat="published" which tokens take part; None = all
 
 
 class Stage(nn.Module):
@@ -86,6 +89,8 @@ class Trunk(ImageModel):
     """
 
     config: CastConfig
+    size_multiple = 8  # of an image's height and width
+    pools_all = False  # whether the last pool reaches the output of `forward_features`
 
     def __init__(self, config: CastConfig) -> None:
         super().__init__(config)
@@ -118,7 +123,7 @@ class Trunk(ImageModel):
             TypeError: The image has the wrong type or dtype.
             ValueError: The image has the wrong shape, is too small, or is not RGB.
         """
-        image = channels_first(image, self.config.in_chans)
+        image = channels_first(image, self.config.in_chans, self.size_multiple)
         if self.config.in_chans != 3:
             raise ValueError(
                 f"expected labels: superpixels are made of RGB images only, and this model has in_chans="
@@ -126,7 +131,7 @@ class Trunk(ImageModel):
             )
         settings = self.config.superpixels
         return seeds(
-            to_uint8(image, self.image_mean, self.image_std),
+            self._superpixel_bytes(image),
             self._request(image, num_superpixels),
             order=settings.order,
             bins=settings.bins,
@@ -135,6 +140,15 @@ class Trunk(ImageModel):
             num_levels=settings.num_levels,
             double_step=settings.double_step,
         )
+
+    def _superpixel_bytes(self, image: Tensor) -> Tensor:
+        """Return the bytes that superpixels are made of."""
+        recipe = superpixel_recipe(self.config) if self.config.compat else "image"
+        if recipe != "deit":
+            image = to_uint8(image, self.image_mean, self.image_std)
+        if recipe == "image":
+            return image
+        return published_bytes(image, self.config.mean, self.config.std, recipe)
 
     def set_granularity(self, num_clusters: Sequence[int]) -> None:
         """Choose how many segments remain after each stage; weights fit any granularity. Updates ``config``.
@@ -155,49 +169,117 @@ class Trunk(ImageModel):
         num_superpixels: int | None = None,
         *,
         last_pool: bool = True,
+        num_stages: int | None = None,
     ) -> list[StageResult]:
-        """Run all stages; arguments and errors are those of `forward` and `superpixels`.
+        """Run the stages; arguments and errors are those of `forward` and `superpixels`.
 
         Args:
             image: As in `forward`.
             labels: As in `forward`.
             num_segments: As in `forward`.
             num_superpixels: As in `superpixels`.
-            last_pool: Whether the last pool runs as well.
+            last_pool: Whether the pool of the last stage that runs does so as well.
+            num_stages: How many stages run; None = all.
         """
-        image = channels_first(image, self.config.in_chans)
+        image = channels_first(image, self.config.in_chans, self.size_multiple)
         if labels is None:
             labels = self.superpixels(image, num_superpixels)
         check_labels(labels, image)
         count = self._count_segments(image, labels, num_segments, num_superpixels)
-        pixels = normalise(image, self.image_mean, self.image_std, self.cls_token.dtype)
+        pixels = self._pixels(image)
         late = self.config.pool_before_proj
         features = self.stem.hidden(pixels) if late else self.stem(pixels)
-        cls, positions = self._positions(features.shape[-2:])
-        tokens, mask = superpixel_tokens(features, labels, count, positions, self.stem.proj if late else None)
+        cls, tokens, mask = self._embed(features, labels, count, self.stem.proj if late else None)
         cls = cls.expand(tokens.shape[0], -1, -1).to(tokens.dtype)
-        return self._run_stages(cls, tokens, mask, last_pool)
+        return self._run_stages(cls, tokens, mask, last_pool, num_stages)
 
-    def _run_stages(self, cls: Tensor, tokens: Tensor, mask: Tensor | None, last_pool: bool) -> list[StageResult]:
-        results = []
-        for stage in self.stages:
-            cls, tokens = self._blocks(stage, cls, tokens)
-            if stage is self.stages[-1] and not last_pool:
-                results.append(StageResult(cls, tokens, mask, None))
+    def _pixels(self, image: Tensor) -> Tensor:
+        """Return what the stem sees of an image ``[B, C, H, W]``."""
+        return normalise(image, self.image_mean, self.image_std, self.cls_token.dtype)
+
+    def _embed(
+        self, features: Tensor, labels: Tensor, count: int, proj: nn.Module | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the class token ``[1, 1, C]``, the superpixels' tokens and which of them are not empty."""
+        cls, positions = self._positions(features.shape[-2:])
+        return cls, *superpixel_tokens(features, labels, count, positions, proj)
+
+    def _run_stages(
+        self, cls: Tensor, tokens: Tensor, mask: Tensor | None, last_pool: bool, num_stages: int | None
+    ) -> list[StageResult]:
+        results: list[StageResult] = []
+        present = present_superpixels(mask) if self.config.compat and mask is not None else None
+        stages = list(self.stages)[:num_stages]
+        for stage in stages:
+            cls, tokens = self._blocks(stage, cls, tokens, present)
+            if stage is stages[-1] and not last_pool:
+                results.append(StageResult(cls, tokens, mask, None, present))
                 break
-            pooled = stage.pool(tokens, cls, mask)
-            results.append(StageResult(cls, tokens, mask, pooled))
-            tokens, cls, mask = pooled.tokens, pooled.cls, None  # no pooled segment is empty
+            pooled = self._pool(stage, cls, tokens, mask, present)
+            results.append(StageResult(cls, tokens, mask, pooled, present))
+            tokens, cls, mask, present = pooled.tokens, pooled.cls, None, None  # no pooled segment is empty
         return results
 
-    def _blocks(self, stage: Stage, cls: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def _pool(
+        self, stage: Stage, cls: Tensor, tokens: Tensor, mask: Tensor | None, present: Tensor | None
+    ) -> PoolResult:
+        if present is None:
+            return stage.pool(tokens, cls, mask)
+        pooled = stage.pool(tokens, cls, mask, present.expand(tokens.shape[:2]))
+        # Pixels may have labels that the grid lost: as published, they follow the last superpixel that is left.
+        rows = torch.arange(len(present), device=present.device)
+        rows = torch.minimum(rows, present.sum() - 1)
+        return pooled._replace(logits=pooled.logits[:, rows], parents=pooled.parents[:, rows])
+
+    def _finish(self, results: Sequence[StageResult]) -> Tensor:
+        """Return what `forward_features` does, of all stages."""
+        raise NotImplementedError
+
+    def _run_levels(
+        self,
+        image: Tensor,
+        labels: Tensor | None = None,
+        num_segments: int | None = None,
+        *,
+        last: int,
+        finish: bool,
+    ) -> Run:
+        """Run the stages up to ``last``, or with ``finish`` all."""
+        if labels is None:
+            labels = self.superpixels(image)
+        num_stages = len(self.stages) if finish else last + 1
+        # of the last pool that is not needed otherwise, only that a hierarchy has at least one table of parents
+        last_pool = (finish and self.pools_all) or num_stages == 1
+        results = self.run(image, labels, num_segments, last_pool=last_pool, num_stages=num_stages)
+        parents = [result.pooled.parents for result in results if result.pooled is not None]
+
+        def label_map(level: int) -> Tensor:
+            return Hierarchy(labels, parents, num_coarsest=self.config.num_clusters[len(parents) - 1]).labels(level)
+
+        size = channels_first(image, self.config.in_chans, self.size_multiple).shape[2:]
+        grid = (-(-size[0] // self.config.stride), -(-size[1] // self.config.stride))
+        levels = [(result.tokens, result.cls) for result in results]
+        return Run(self._finish(results) if finish else None, levels, label_map, grid)
+
+    def _feature_modules(self) -> list[str]:
+        return [f"stages.{level}" for level in range(len(self.stages))]
+
+    def _modules_until(self, level: int) -> list[str]:
+        """Return the prefixes of the parameters that the tokens of a level depend on."""
+        earlier = [f"stages.{i}." for i in range(level)]
+        return [*earlier, f"stages.{level}.blocks."]
+
+    def _blocks(self, stage: Stage, cls: Tensor, tokens: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
         x = torch.cat([cls, tokens], dim=1)
+        keys = None if present is None else torch.cat([present.new_ones(1), present])
         for block in stage.blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
+                x = checkpoint(block, x, keys, use_reentrant=False)
             else:
-                x = block(x)
-        return x[:, :1], x[:, 1:]
+                x = block(x) if keys is None else block(x, keys)
+        if present is None:
+            return x[:, :1], x[:, 1:]
+        return x[:, :1], x[:, 1:] * present[:, None].to(x.dtype)
 
     def _positions(self, grid: torch.Size) -> tuple[Tensor, Tensor]:
         """Return the class token with its position, and the position table of a stem grid."""
@@ -244,7 +326,7 @@ def pooled_levels(results: Sequence[StageResult]) -> tuple[PooledLevel, ...]:
             mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         return PooledLevel(tokens, cls, mask, pool.logits, pool.indices, pool.parents, pool.tokens, pool.cls)
 
-    return tuple(level(*result) for result in results)
+    return tuple(level(*result[:4]) for result in results)
 
 
 def make_hierarchy(labels: Tensor, results: Sequence[StageResult]) -> Hierarchy:

@@ -9,7 +9,7 @@ With P the shares, w their sums over tokens, G the gradient of the pooled values
 Three kernels. `_grad_z_kernel` streams z, G and grad_z past P and leaves the cosines and A, which needs all of D, in
 one float32 part for each program of an image; `_change_kernel` adds the parts in order and makes T; `_grad_u_kernel`
 streams u past T. Rows go to centroids by a one-hot product, so a repeated centroid is summed in a fixed order without
-atomics. They take what `assign_pool` keeps whole; PyTorch's products take the rest (`takes`).
+atomics. They take what `assign_pool` keeps whole; all else goes the way of `assign_pool_backward_split`.
 """
 
 # ruff: noqa: RUF005  triton's language has no starred tuples
@@ -19,19 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cast_kernels.kernels import assign_pool_backward_split
 from cast_kernels.kernels._aot import SHARED_MEMORY, Case
-from cast_kernels.kernels._launch import (
-    TRITON,
-    interpreted_bfloat16,
-    padded,
-    processors,
-    row_length,
-    rows,
-    share_out,
-    split_options,
-)
-from cast_kernels.kernels._tiles import OLDEST, architecture, tiles
-from cast_kernels.kernels.assign_pool import (
+from cast_kernels.kernels._assign_pool import (
     FUSION,
     case,
     clamp,
@@ -43,6 +33,17 @@ from cast_kernels.kernels.assign_pool import (
     inside,
     load_tile,
 )
+from cast_kernels.kernels._launch import (
+    TRITON,
+    interpreted_bfloat16,
+    padded,
+    processors,
+    row_length,
+    rows,
+    share_out,
+    split_options,
+)
+from cast_kernels.kernels._tiles import OLDEST, architecture, tiles
 
 
 @triton.jit
@@ -322,7 +323,7 @@ def _to_tokens(change, centroid_norm, scale, UNIT: tl.constexpr):
 
 
 def takes(u: Tensor, centroids: Tensor, z: Tensor) -> bool:
-    """Whether these kernels do the gradient of such inputs."""
+    """Whether one program can do an image's gradient."""
     sizes = (u.dtype, u.shape[1], centroids.shape[1])
     return all(fits_whole(*sizes, row) for row in (row_length(u), row_length(z), u.shape[2], z.shape[2]))
 
@@ -335,6 +336,8 @@ def backward(
     grad_u, grad_z = u.new_empty(B, N, C), z.new_empty(B, N, D)
     if B == 0:
         return grad_u, grad_z
+    if not takes(u, centroids, z):
+        return assign_pool_backward_split.backward(u, centroids, z, kappa, grad_logits, grad_pooled)
     (u, u_row, u_rows), (z, z_row, z_rows), centroids = rows(u), rows(z), centroids.contiguous()
     grad_logits, grad_pooled = grad_logits.contiguous(), grad_pooled.contiguous()
     arch, count = architecture(u.device), processors(u.device)

@@ -15,9 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cast_kernels.kernels import segment_mean_upsampled
+from cast_kernels.kernels import segment_mean_upsampled, segment_mean_upsampled_backward
 from cast_kernels.kernels._aot import Case
 from cast_kernels.kernels._tiles import OLDEST, architecture, tiles
+from cast_kernels.kernels.segment_mean_axes import axis_weights
 from cast_kernels.kernels.segment_mean_rows import (
     Rows,
     add_strides,
@@ -253,7 +254,7 @@ def _average(
         _sum_rows(x, rows, mean, add, base)
     else:
         boxes = segment_mean_upsampled.segment_boxes(labels, S)
-        axes = segment_mean_upsampled.axis_weights(labels, x.shape[1:3], mode)
+        axes = axis_weights(labels, x.shape[1:3], mode)
         rows = segment_mean_upsampled.weigh_cells(labels, boxes, axes, x.shape[1:3], mode)
         _sum_rows(x, rows, mean, add, base)
         segment_mean_upsampled.sum_long_lists(x, labels, boxes, axes, rows, mode, mean, add, base)
@@ -315,7 +316,7 @@ def backward(
     if mode is None:
         _fetch(grad_mean, labels, count, part, images)
     else:
-        segment_mean_upsampled.fetch_cells(grad_mean, labels, count, part, images, mode)
+        segment_mean_upsampled_backward.fetch_cells(grad_mean, labels, count, part, images, mode)
     return grad if part is grad else grad.copy_(part.sum(0, keepdim=True))
 
 

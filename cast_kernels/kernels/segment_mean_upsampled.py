@@ -1,10 +1,9 @@
 """Kernels of ``segment_mean`` over an interpolated map, which is never made.
 
 Interpolation is linear, so a segment is a weighted sum of the few cells that its pixels read (about 17 at 8 x 8 pixels
-a cell). Forward: the box of each segment; inside it the weights, R^T M C with the 0/1 map M of its pixels and the two
-matrices R, C of separable interpolation, kept as a list of (cell, weight); then the sum of ``segment_mean``. A segment
-with more cells than its list can hold is summed from weights made on the way: slower, as right. Backward: each cell
-goes through the labels in the window of pixels that read it, in ascending order.
+a cell): the box of each segment; inside it the weights, R^T M C with the 0/1 map M of its pixels and the two matrices
+R, C of separable interpolation, kept as a list of (cell, weight); then the sum of ``segment_mean``. A segment with more
+cells than its list can hold is summed from weights made on the way: slower, as right.
 
 Boxes and sizes are maxima and sums of integers, the only atomics, equal in any order. FP fusion is on, as said in
 ``segment_mean``.
@@ -19,82 +18,11 @@ from torch import Tensor
 
 from cast_kernels.kernels._aot import Case
 from cast_kernels.kernels._tiles import OLDEST, architecture, tiles
-from cast_kernels.kernels.segment_mean_rows import Rows, add_strides, is_flat, make_case, map_strides, row_offset
-
-TAPS = {"nearest": 1, "bilinear": 2, "bicubic": 4}  # cells that a pixel reads along each axis
-
-
-# 1. Interpolation along one axis, from ``size`` cells to ``new_size`` pixels
-@triton.jit
-def _source(d, size, new_size, scale, TAPS: tl.constexpr):
-    """Cell before pixel ``d`` (-1 before the first), and the fraction of the way to the next."""
-    if TAPS == 1:  # torch multiplies in float32, and which cell is nearest hangs on that
-        before = tl.minimum((d.to(tl.float32) * scale).to(tl.int32), size - 1)
-        fraction = d.to(tl.float32) * 0.0
-    else:  # (d + 1/2) size / new_size - 1/2, in integers: twice / (2 new_size) - 1
-        twice = (2 * d + 1) * size + new_size
-        before = twice // (2 * new_size) - 1
-        fraction = (twice - (before + 1) * 2 * new_size).to(tl.float32) * scale
-    return before, fraction
+from cast_kernels.kernels.segment_mean_axes import TAPS, upsampled_case
+from cast_kernels.kernels.segment_mean_rows import Rows, add_strides, is_flat, row_offset
 
 
-@triton.jit
-def _tap(f, T: tl.constexpr, TAPS: tl.constexpr):
-    """Weight of tap T at the fraction ``f``; the cubic kernel has a = -3/4."""
-    g = f if T < TAPS // 2 else 1.0 - f  # as far from the cell as the tap is
-    if TAPS == 1:
-        weight = 1.0 + f
-    elif TAPS == 2:
-        weight = 1.0 - g
-    elif T % 3 == 0:  # the outer two
-        weight = -0.75 * g * (1.0 - g) * (1.0 - g)
-    else:
-        weight = (1.25 * g - 2.25) * g * g + 1.0
-    return weight
-
-
-@triton.jit
-def _axes_kernel(
-    axes_ptr,  # [h, H] then [w, W] float32: what each pixel reads of each cell
-    H,
-    W,
-    h,
-    w,
-    scale_y,
-    scale_x,
-    TAPS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    along_x = at >= h * H
-    size, new_size = tl.where(along_x, w, h), tl.where(along_x, W, H)
-    at_axis = at - along_x.to(tl.int32) * (h * H)
-    cell, d = at_axis // new_size, at_axis % new_size
-    before, f = _source(d, size, new_size, tl.where(along_x, scale_x, scale_y), TAPS)
-    total = tl.zeros([BLOCK], tl.float32)
-    for t in tl.static_range(TAPS):
-        read = tl.minimum(tl.maximum(before + t - (TAPS - 1) // 2, 0), size - 1)  # beyond the map, its border
-        total += tl.where(read == cell, _tap(f, t, TAPS), 0.0)
-    tl.store(axes_ptr + at, total, mask=at < h * H + w * W)
-
-
-@triton.jit
-def _reading(first, end, d0, d1, size, new_size, TAPS: tl.constexpr):
-    """Pixels within [d0, d1) that may read the cells [first, end)."""
-    low = tl.maximum(first - TAPS // 2 - 1, 0) * new_size // size - 1
-    high = (end + TAPS // 2 + 1) * new_size // size + 2
-    return tl.maximum(low, d0), tl.minimum(high, d1)
-
-
-@triton.jit
-def _read(d0, d1, size, new_size, TAPS: tl.constexpr):
-    """Cells [first, end) such that the pixels [d0, d1) read none but these."""
-    first = d0 * size // new_size - TAPS // 2 - 1
-    last = d1 * size // new_size + TAPS // 2 + 1
-    return tl.maximum(first, 0), tl.minimum(last, size - 1) + 1
-
-
-# 2. Boxes: a pixel that differs from its left and upper neighbours is the only kind that can be leftmost or uppermost
+# 1. Boxes: a pixel that differs from its left and upper neighbours is the only kind that can be leftmost or uppermost
 @triton.jit
 def _boxes_kernel(
     labels_ptr,  # [B, H, W] integer, any strides
@@ -129,7 +57,23 @@ def _boxes_kernel(
     tl.atomic_add(box + 4, -x, mask=inside & ~left, sem="relaxed")
 
 
-# 3. Weights of CELLS x CELLS cells for one segment
+# 2. Weights of CELLS x CELLS cells for one segment
+@triton.jit
+def _reading(first, end, d0, d1, size, new_size, TAPS: tl.constexpr):
+    """Pixels within [d0, d1) that may read the cells [first, end)."""
+    low = tl.maximum(first - TAPS // 2 - 1, 0) * new_size // size - 1
+    high = (end + TAPS // 2 + 1) * new_size // size + 2
+    return tl.maximum(low, d0), tl.minimum(high, d1)
+
+
+@triton.jit
+def _read(d0, d1, size, new_size, TAPS: tl.constexpr):
+    """Cells [first, end) such that the pixels [d0, d1) read none but these."""
+    first = d0 * size // new_size - TAPS // 2 - 1
+    last = d1 * size // new_size + TAPS // 2 + 1
+    return tl.maximum(first, 0), tl.minimum(last, size - 1) + 1
+
+
 @triton.jit
 def _load_box(box_ptr, H, W):
     return H - tl.load(box_ptr), W - tl.load(box_ptr + 1), tl.load(box_ptr + 2), tl.load(box_ptr + 3)
@@ -236,7 +180,7 @@ def _weigh_kernel(
     tl.store(count_ptr + segment, tl.load(box_ptr + segment * 5 + 4).to(tl.float32))
 
 
-# 4. Segments whose list did not hold all cells
+# 3. Segments whose list did not hold all cells
 @triton.jit
 def _long_lists_kernel(
     x_ptr,  # [B, h, w, C], any strides
@@ -314,85 +258,7 @@ def _long_lists_kernel(
             tl.store(mean_ptr + segment * C + c, mean.to(mean_ptr.dtype.element_ty), mask=c < C)
 
 
-# 5. Gradient: each cell looks through the pixels that read it, one label after the other
-@triton.jit
-def _first_reader(cell, size, new_size, TAPS: tl.constexpr):
-    """The first pixel that reads ``cell``, or one before: src(d) > cell - TAPS / 2."""
-    if TAPS == 1:
-        first = tl.maximum(cell * new_size // size - 1, 0)
-    else:
-        twice = (2 * cell - TAPS + 1) * new_size - size
-        first = tl.where(twice < 0, 0, tl.maximum(twice, 0) // (2 * size) + 1)
-    return first
-
-
-@triton.jit(do_not_specialize=["B"])  # it follows the batch: no compilation for each
-def _fetch_cells_kernel(
-    grad_mean_ptr,  # [B, S, C], any strides
-    labels_ptr,  # [B, H, W] integer, any strides
-    count_ptr,  # [B, S] float32
-    axes_ptr,  # [h, H] then [w, W] float32
-    grad_ptr,  # [ceil(B / IMAGES), h, w, C]: each the sum over IMAGES images
-    B,
-    S,
-    C,
-    H,
-    W,
-    h,
-    w,
-    grad_mean_stride_b,
-    grad_mean_stride_s,
-    grad_mean_stride_c,
-    labels_stride_b,
-    labels_stride_y,
-    labels_stride_x,
-    grad_stride_b,
-    grad_stride_p,
-    grad_stride_c,
-    IMAGES: tl.constexpr,
-    TAPS: tl.constexpr,
-    ROWS: tl.constexpr,  # of the window of pixels that may read a cell
-    COLUMNS: tl.constexpr,
-    CELLS: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    c_blocks = tl.cdiv(C, BLOCK_C)
-    cell_blocks = tl.cdiv(h * w, CELLS)
-    program = tl.program_id(0)
-    group = (program // (c_blocks * cell_blocks)).to(tl.int64)
-    c = (program % c_blocks * BLOCK_C + tl.arange(0, BLOCK_C)).to(tl.int64)
-    cell = program // c_blocks % cell_blocks * CELLS + tl.arange(0, CELLS)
-    i, j = (cell // w)[:, None], (cell % w)[:, None]
-    total = tl.zeros([CELLS, BLOCK_C], tl.float32)
-    for b in range(group * IMAGES, tl.minimum(group * IMAGES + IMAGES, B)):
-        for q0 in range(0, ROWS * COLUMNS, BLOCK_P):
-            q = (q0 + tl.arange(0, BLOCK_P))[None, :]
-            y = _first_reader(i, h, H, TAPS) + q // COLUMNS
-            x = _first_reader(j, w, W, TAPS) + q % COLUMNS
-            inside = (q < ROWS * COLUMNS) & (y < H) & (x < W) & (cell < h * w)[:, None]
-            weight = tl.load(axes_ptr + i * H + y, mask=inside, other=0.0)
-            weight *= tl.load(axes_ptr + h * H + j * W + x, mask=inside, other=0.0)
-            inside &= weight != 0.0
-            at = b * labels_stride_b + y.to(tl.int64) * labels_stride_y + x.to(tl.int64) * labels_stride_x
-            label = tl.load(labels_ptr + at, mask=inside, other=0).to(tl.int64)
-            label = tl.where(inside & (label >= 0) & (label < S), label, S).to(tl.int32)
-            current = tl.min(label, 1)
-            while tl.min(current, 0) < S:
-                share = tl.sum(tl.where(label == current[:, None], weight, 0.0), 1)
-                mask = current < S
-                share = tl.div_rn(share, tl.load(count_ptr + b * S + current, mask=mask, other=1.0))
-                offset = b * grad_mean_stride_b + current.to(tl.int64)[:, None] * grad_mean_stride_s
-                offset += c[None, :] * grad_mean_stride_c
-                value = tl.load(grad_mean_ptr + offset, mask=mask[:, None] & (c < C)[None, :], other=0.0)
-                total += share[:, None] * value.to(tl.float32)
-                current = tl.min(tl.where(label > current[:, None], label, S), 1)
-    offset = group * grad_stride_b + cell.to(tl.int64)[:, None] * grad_stride_p + c[None, :] * grad_stride_c
-    mask = (cell < h * w)[:, None] & (c < C)[None, :]
-    tl.store(grad_ptr + offset, total.to(grad_ptr.dtype.element_ty), mask=mask)
-
-
-# 6. Launchers
+# 4. Launchers
 def segment_boxes(labels: Tensor, num_segments: int) -> Tensor:
     """Boxes and sizes of all segments, [B, S, 5] int32, as ``_boxes_kernel`` writes them; zero for empty segments."""
     B, H, W = labels.shape
@@ -403,16 +269,6 @@ def segment_boxes(labels: Tensor, num_segments: int) -> Tensor:
     grid = (B * triton.cdiv(H * W, constants["BLOCK"]),)
     _boxes_kernel[grid](labels, boxes, num_segments, H, W, *labels.stride(), **constants)
     return boxes
-
-
-def axis_weights(labels: Tensor, grid: tuple[int, int], mode: str) -> Tensor:
-    """The matrices of interpolation from ``grid`` to the labels: [h, H] then [w, W] float32, one after the other."""
-    (_, H, W), (h, w) = labels.shape, grid
-    axes = labels.new_empty(h * H + w * W, dtype=torch.float32)
-    constants = {"TAPS": TAPS[mode], "BLOCK": 256, "num_warps": 4, "enable_fp_fusion": True}
-    scales = (h / H, w / W) if mode == "nearest" else (0.5 / H, 0.5 / W)
-    _axes_kernel[(triton.cdiv(axes.numel(), 256),)](axes, H, W, h, w, *scales, **constants)
-    return axes
 
 
 def weigh_cells(labels: Tensor, boxes: Tensor, axes: Tensor, grid: tuple[int, int], mode: str) -> Rows:
@@ -455,18 +311,6 @@ def sum_long_lists(
     )
 
 
-def fetch_cells(grad_mean: Tensor, labels: Tensor, count: Tensor, grad: Tensor, images: int, mode: str) -> None:
-    """Write ``grad`` [ceil(B / images), h, w, C]."""
-    (B, H, W), (groups, h, w, C) = labels.shape, grad.shape
-    constants = _fetch_constants(architecture(grad.device), (H, W), (h, w), C, images, mode)
-    blocks = triton.cdiv(h * w, constants["CELLS"]) * triton.cdiv(C, constants["BLOCK_C"])
-    _fetch_cells_kernel[(groups * blocks,)](
-        *(grad_mean, labels, count, axis_weights(labels, (h, w), mode), grad, B, grad_mean.shape[1], C, H, W, h, w),
-        *(*grad_mean.stride(), *labels.stride(), grad.stride(0), *grad.stride()[2:]),
-        **constants,
-    )
-
-
 def _capacity(h: int, w: int, S: int, mode: str) -> int:
     """Cells that a list holds: a square of 3.5 times the side of an average segment, and the taps around it."""
     side = 3.5 * math.sqrt(h * w / S) + TAPS[mode]
@@ -493,45 +337,16 @@ def _long_constants(arch: int, h: int, w: int, S: int, mode: str) -> dict:
     }
 
 
-def _fetch_constants(arch: int, new: tuple[int, int], old: tuple[int, int], C: int, images: int, mode: str) -> dict:
-    taps = TAPS[mode]
-    # a cell is read by the pixels of an open interval, `taps` cells long; by one cell in float32 for "nearest"
-    window = [min(n, -(-taps * n // o) + (2 if taps == 1 else 0)) for n, o in zip(new, old, strict=True)]
-    tile = {"CELLS": 4, "BLOCK_P": min(1024, triton.next_power_of_2(math.prod(window))), "num_warps": 4}
-    tile["BLOCK_C"] = min(512, max(16, triton.next_power_of_2(C)))
-    fixed = {"IMAGES": images, "TAPS": taps, "ROWS": window[0], "COLUMNS": window[1], "enable_fp_fusion": True}
-    return fixed | tiles("segment_mean_fetch_cells", arch, tile, taps=taps, rows=window[0], columns=window[1], C=C)
-
-
-# 7. What the standard shapes launch
+# 5. What the standard shapes launch
 def aot_cases(arch: int = OLDEST) -> list[Case]:
     """28 x 28 cells under labels of 224 x 224 pixels, 196 segments, 384 channels."""
-    boxes = {"BLOCK": 1024, "num_warps": 4, "enable_fp_fusion": True}
-    axes = {"TAPS": 4, "BLOCK": 256, "num_warps": 4, "enable_fp_fusion": True}
     return [
-        _case(_boxes_kernel, boxes),
-        _case(_axes_kernel, axes),
-        *(_case(_weigh_kernel, _weigh_constants(arch, 28, 28, 196, mode), mode) for mode in TAPS),
+        upsampled_case(_boxes_kernel, {"BLOCK": 1024, "num_warps": 4, "enable_fp_fusion": True}),
+        *(upsampled_case(_weigh_kernel, _weigh_constants(arch, 28, 28, 196, mode), mode) for mode in TAPS),
         *(_long_case(arch, dtype) for dtype in ("fp32", "bf16")),
-        *(_fetch_case(arch, mode, "bf16") for mode in TAPS),
-        *(_fetch_case(arch, "bilinear", dtype) for dtype in ("fp32", "fp16")),
     ]
 
 
 def _long_case(arch: int, dtype: str) -> Case:
     constants = _long_constants(arch, 28, 28, 196, "bicubic") | {"X_FLAT": True, "ADD_FLAT": True}
-    return _case(_long_lists_kernel, constants, "bicubic", dtype)
-
-
-def _fetch_case(arch: int, mode: str, dtype: str) -> Case:
-    return _case(_fetch_cells_kernel, _fetch_constants(arch, (224, 224), (28, 28), 384, 1, mode), mode, dtype)
-
-
-def _case(kernel, constants: dict, mode: str = "", dtype: str = "bf16", C: int = 384) -> Case:
-    types = dict.fromkeys(("labels", "box", "cell", "size"), "i32") | dict.fromkeys(("axes", "weight", "count"), "fp32")
-    types |= dict.fromkeys(("x", "mean", "grad_mean", "grad"), dtype) | {"add": None, "base": None}
-    known = {"C": C, "h": 28, "w": 28, "H": 224, "W": 224, "stride_x": 1, "labels_stride_x": 1}
-    known |= map_strides("x", 28, C, True) | map_strides("add", 28, C, True)
-    known |= {"grad_mean_stride_b": 196 * C, "grad_mean_stride_s": C, "grad_mean_stride_c": 1}
-    known |= {"grad_stride_b": 784 * C, "grad_stride_p": C, "grad_stride_c": 1}
-    return make_case(kernel, types, known, constants, f"{mode} {dtype}" if mode else "")
+    return upsampled_case(_long_lists_kernel, constants, "bicubic", dtype)

@@ -9,6 +9,8 @@ they add; below half a unit of 16 bits that does not show. (A gradient that is n
 spreads to all segments of its image and channel.)
 """
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
@@ -23,7 +25,7 @@ FUSION = False  # no product is rounded here
 
 
 @triton.jit
-def _parent(
+def find_parent(
     table_ptr,  # [B, size] int64
     size,
     size_above,
@@ -104,15 +106,15 @@ def _gather_kernel(
     known = in_row
     _copy_rows(x0_ptr, out_ptr, row, in_row, image, segment, known, images0, C0, ROW0, TOTAL, OFFSET, BLOCK_C)
     if DEPTH > 0:
-        segment, known = _parent(table0_ptr, size0, size1, image, segment, known)
+        segment, known = find_parent(table0_ptr, size0, size1, image, segment, known)
         _copy_rows(x1_ptr, out_ptr, row, in_row, image, segment, known, images1, C1, ROW1, TOTAL, OFFSET + C0, BLOCK_C)
     if DEPTH > 1:
-        segment, known = _parent(table1_ptr, size1, size2, image, segment, known)
+        segment, known = find_parent(table1_ptr, size1, size2, image, segment, known)
         _copy_rows(
             x2_ptr, out_ptr, row, in_row, image, segment, known, images2, C2, ROW2, TOTAL, OFFSET + C0 + C1, BLOCK_C
         )
     if DEPTH > 2:
-        segment, known = _parent(table2_ptr, size2, size3, image, segment, known)
+        segment, known = find_parent(table2_ptr, size2, size3, image, segment, known)
         offset: tl.constexpr = OFFSET + C0 + C1 + C2
         _copy_rows(x3_ptr, out_ptr, row, in_row, image, segment, known, images3, C3, ROW3, TOTAL, offset, BLOCK_C)
     if KEEP_CHAIN:
@@ -153,11 +155,11 @@ def _sum_kernel(
         known = row < size0
         segment = row.to(tl.int64)
         grad = tl.load(grad_ptr + segment[:, None] * GRAD_ROW + c[None, :], mask=known[:, None] & in_c, other=0.0)
-        segment, known = _parent(table0_ptr, size0, size1 if DEPTH > 1 else K, image, segment, known)
+        segment, known = find_parent(table0_ptr, size0, size1 if DEPTH > 1 else K, image, segment, known)
         if DEPTH > 1:
-            segment, known = _parent(table1_ptr, size1, size2 if DEPTH > 2 else K, image, segment, known)
+            segment, known = find_parent(table1_ptr, size1, size2 if DEPTH > 2 else K, image, segment, known)
         if DEPTH > 2:
-            segment, known = _parent(table2_ptr, size2, K, image, segment, known)
+            segment, known = find_parent(table2_ptr, size2, K, image, segment, known)
         segment = tl.where(known, segment, -1).to(tl.int32)
         member = k[:, None] == segment[None, :]
         if grad_ptr.dtype.element_ty == tl.float32:
@@ -203,18 +205,25 @@ def forward(levels: list[Tensor], parents: list[Tensor]) -> Tensor:
 def backward(grad: Tensor, parents: list[Tensor], sizes: list[int], channels: list[int]) -> list[Tensor]:
     """Launch: ``grad`` [B, N_0, sum of C_l] -> the gradient of each level [B, N_l, C_l]."""
     grads = [grad[..., : channels[0]].clone(memory_format=torch.contiguous_format)]
-    base, chain, offset = 0, [], channels[0]
-    for level in range(1, len(sizes)):
-        tables = [*chain, *parents[base:level]]
-        if len(tables) > TABLES:
-            base, chain = level - 1, [follow(tables[:-1], sizes[max(base, 1) : level])]
-            tables = [*chain, parents[base]]
-        grads.append(_sum(grad, tables, sizes[level], channels[level], offset))
-        offset += channels[level]
+    offset = channels[0]
+    for tables, K, C in zip(tables_to_levels(parents, sizes), sizes[1:], channels[1:], strict=True):
+        grads.append(sum_children(grad, tables, K, C, offset))
+        offset += C
     return grads
 
 
-def follow(tables: list[Tensor], sizes: list[int]) -> Tensor:
+def tables_to_levels(parents: list[Tensor], sizes: list[int]) -> Iterator[list[Tensor]]:
+    """For each level after the finest, as many tables as a launch takes, or fewer, that lead to it from the finest."""
+    base, chain = 0, []  # the chain leads from the finest level to the base
+    for level in range(1, len(sizes)):
+        tables = [*chain, *parents[base:level]]
+        if len(tables) > TABLES:
+            base, chain = level - 1, [_follow(tables[:-1], sizes[max(base, 1) : level])]
+            tables = [*chain, parents[base]]
+        yield tables
+
+
+def _follow(tables: list[Tensor], sizes: list[int]) -> Tensor:
     """The chain of ``tables`` as one table, -1 for none; ``sizes`` of the levels that they lead to."""
     chain = torch.empty_like(tables[0], memory_format=torch.contiguous_format)
     levels = [chain.new_empty(chain.shape[0], size, 0) for size in (chain.shape[1], *sizes)]
@@ -241,7 +250,7 @@ def _gather(levels: list[Tensor], tables: list[Tensor], out: Tensor, offset: int
     )  # fmt: skip
 
 
-def _sum(grad: Tensor, tables: list[Tensor], K: int, C: int, offset: int) -> Tensor:
+def sum_children(grad: Tensor, tables: list[Tensor], K: int, C: int, offset: int) -> Tensor:
     """Sums [B, K, C] of channels offset ... offset + C of ``grad`` over the segments that ``tables`` lead to each."""
     B = grad.shape[0]
     out = grad.new_empty(B, K, C)
