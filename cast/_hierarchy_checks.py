@@ -30,8 +30,14 @@ def check_labels(name: str, labels: Tensor, dims: int, like: Tensor | None = Non
 
 
 def check_range(name: str, table: Tensor, count: int) -> None:
-    """Raise unless the values lie in ``[0, count)``. CPU only: elsewhere the host would have to wait."""
-    if table.device.type == "cpu" and table.numel() and not 0 <= table.min() <= table.max() < count:
+    """Raise unless the values lie in ``[0, count)``.
+
+    Only of plain tensors on the CPU, outside compilation: elsewhere looking would wait for a device or break a graph.
+    """
+    readable = type(table) is Tensor and table.device.type == "cpu"  # a fake tensor, a subclass, has no values
+    if not readable or torch.compiler.is_compiling() or not table.numel():
+        return
+    if not 0 <= table.min() <= table.max() < count:
         raise ValueError(f"{name} must lie in [0, {count}), got {int(table.min())} .. {int(table.max())}")
 
 

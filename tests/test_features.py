@@ -162,6 +162,15 @@ def test_superpixels_are_made_where_none_are_given():
     assert torch.equal(level.labels, expected.hierarchy.labels(2))
 
 
+@torch.no_grad()
+def test_intermediates_compile_to_one_graph():
+    model = make_model(depths=(1, 1), num_clusters=(8, 4))
+    args = inputs(model)
+    expected = model.forward_intermediates(*args)
+    found = torch.compile(model.forward_intermediates, fullgraph=True, backend="aot_eager")(*args)
+    torch.testing.assert_close(found, expected)
+
+
 # --- features_only
 
 

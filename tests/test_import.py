@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-FORBIDDEN = ("triton", "timm", "torchvision", "cv2", "matplotlib", "cast_kernels._C")
+FORBIDDEN = ("triton", "timm", "torchvision", "cv2", "matplotlib", "onnx", "huggingface_hub", "cast_kernels._C")
 PROBE = """
 import sys, warnings
 warnings.simplefilter("error")

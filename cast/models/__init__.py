@@ -4,6 +4,8 @@ from .cast import Cast, CastOutput
 from .cast_seg import CastSeg, CastSegOutput
 from .cast_segmenter import CastSegmenter
 from .config import CastConfig, CastSegConfig, CastSegmenterConfig, ImageConfig, SuperpixelConfig, ViTConfig
+from .extractor import FeatureExtractor
+from .features import LevelFeatures
 from .registry import build_model, create_model, list_models
 from .saving import from_pretrained
 from .trunk import PooledLevel
@@ -18,7 +20,9 @@ __all__ = [
     "CastSegOutput",
     "CastSegmenter",
     "CastSegmenterConfig",
+    "FeatureExtractor",
     "ImageConfig",
+    "LevelFeatures",
     "PooledLevel",
     "SuperpixelConfig",
     "ViT",

@@ -83,6 +83,10 @@ class FeatureExtractor(nn.Module):
         """The model's settings."""
         return self.model.config
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Choose whether training recomputes the blocks' activations in the backward pass, to save memory."""
+        self.model.set_grad_checkpointing(enable)
+
     def forward(self, image: Tensor, *args: Any, **options: Any) -> list[LevelFeatures] | list[Tensor]:
         """Return the features of each level, fine to coarse; arguments and errors are those of the model."""
         if self.output_fmt == "levels":

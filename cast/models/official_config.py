@@ -50,7 +50,10 @@ def infer_config(state: Mapping[str, Tensor], **settings: Any) -> ImageConfig:
 
 
 def registered_name(config: ImageConfig) -> str | None:
-    """Return the name of the registered model that differs from a config in its classifier at most, or None."""
+    """Return the name of the registered model that a config is of, or None.
+
+    Number of classes, order of superpixels, ``compat`` and the folding of batch norms may differ.
+    """
     free = {"num_classes": 1, "encoder_classes": 1}
 
     def core(c: ImageConfig) -> ImageConfig:
@@ -59,8 +62,8 @@ def registered_name(config: ImageConfig) -> str | None:
             changes["num_classes"] = 0
         if hasattr(c, "superpixels"):
             changes["superpixels"] = dataclasses.replace(c.superpixels, order="sequential")
-        if hasattr(c, "compat"):
-            changes["compat"] = None
+        own = {"compat": None, "fused": False}
+        changes |= {name: value for name, value in own.items() if hasattr(c, name)}
         return dataclasses.replace(c, **changes)
 
     return next((name for name, c in CONFIGS.items() if type(c) is type(config) and core(c) == core(config)), None)
