@@ -4,11 +4,13 @@ import time
 import pytest
 import torch
 
+from cast.bench.cli import PRESETS
 from cast.bench.compare import compare, differing_facts
 from cast.bench.harness import Timing, measure
 from cast.bench.machine import machine
-from cast.bench.setting import KEY, Grid, Setting
-from cast.bench.table import Table, read_rows, write_json
+from cast.bench.models import check_name
+from cast.bench.setting import KEY, Grid, Setting, presets
+from cast.bench.table import Table, read_rows, read_timings, write_json
 
 
 def test_a_known_sleep_is_measured():
@@ -36,7 +38,8 @@ def test_rounds_follow_the_budget(monkeypatch):
 
 def test_percentiles():
     time = Timing(tuple(float(i) for i in range(1, 11)))
-    assert (time.p20, time.p50, time.p80) == (3.0, 6.0, 9.0)
+    assert (time.p20, time.p50, time.p80) == pytest.approx((2.8, 5.5, 8.2))
+    assert Timing((1.0, 2.0, 9.0)).p50 == 2.0
     assert Timing((4.0,)).p80 == 4.0
 
 
@@ -73,7 +76,7 @@ def test_a_stop_while_writing_loses_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.replace", stop)
     with pytest.raises(KeyboardInterrupt):
-        table.add({"a": 2})
+        table.add({"a": 2}, {"a": 3})
     assert read_rows(tmp_path / "rows.csv") == [{"a": "1"}]
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -83,6 +86,38 @@ def test_a_broken_table_is_refused(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=r"results|table"):
         read_rows(tmp_path / name)
+
+
+def test_two_processes_share_a_table(tmp_path):
+    first, second = Table(tmp_path / "rows.csv"), Table(tmp_path / "rows.csv")
+    for i in range(3):
+        first.add({"by": "first", "i": i})
+        second.add({"by": "second", "i": i, "more": 1})
+    assert len(read_rows(tmp_path / "rows.csv")) == 6
+    first.add({"by": "first", "i": 9}, instead=lambda row: row["by"] == "first")
+    assert [row["by"] for row in read_rows(tmp_path / "rows.csv")] == ["second"] * 3 + ["first"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatch):
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(ValueError, match="Permission denied"):
+        Table(tmp_path / "rows.csv")
+    with pytest.raises(ValueError, match="cannot write"):
+        (tmp_path / "file").touch()
+        Table(tmp_path / "file" / "rows.csv")
+
+
+@pytest.mark.parametrize("value", ["fast", "nan", "-1", "inf", ""])
+def test_timings_to_compare_with_are_numbers(tmp_path, value):
+    Table(tmp_path / "rows.csv").add({"p20_ms": 1.0, "p50_ms": 1.0, "p80_ms": value})
+    with pytest.raises(ValueError, match="p80_ms"):
+        read_timings(tmp_path / "rows.csv")
+    write_json([{"a": 1}], tmp_path / "rows.json")
+    with pytest.raises(ValueError, match="p50_ms"):
+        read_timings(tmp_path / "rows.json")
 
 
 def row(milliseconds, spread=0.01, **changes):
@@ -125,12 +160,44 @@ def test_grid_gives_superpixels_to_those_that_take_them():
     assert [len(group) for group in groups] == [3 + 2 + 1] * 2
     assert {s.superpixels for s in groups[0] if s.model == "vit_small"} == {"-"}
     assert {s.superpixels for s in groups[0] if s.model == "published_small"} == {"workers", "given"}
-    assert len({s.group for s in groups[0]}) == 1
+    assert [len({(s.size, s.batch) for s in group}) for group in groups] == [1, 1]
     assert tuple(groups[0][0].row()) == KEY
 
 
+def test_grid_gives_quality_to_superpixels_that_are_made():
+    (group,) = Grid(
+        ("cast_small", "published_small"), batches=(2,), launches=("graph",), qualities=("fast", "best")
+    ).groups()
+    found = [(s.model, s.superpixels, s.quality, s.launch) for s in group]
+    assert found[:4] == [
+        ("cast_small", "made", "fast", "graph"),
+        ("cast_small", "made", "best", "graph"),
+        ("cast_small", "workers", "-", "graph"),
+        ("cast_small", "given", "-", "graph"),
+    ]
+    assert {launch for model, _, _, launch in found if model == "published_small"} == {"eager"}  # it cannot be captured
+
+
+@pytest.mark.parametrize("cuda", [True, False])
+def test_presets_name_models_that_exist(cuda):
+    assert set(presets(cuda)) == set(PRESETS)
+    for grid in presets(cuda).values():
+        for name in grid.models:
+            check_name(name)
+        settings = [setting for group in grid.groups() for setting in group]
+        assert len(set(settings)) == len(settings)
+
+
 @pytest.mark.parametrize(
-    "values", [{"dtypes": ("fp8",)}, {"launches": ("jit",)}, {"batches": (0,)}, {"superpixels": ()}, {"sizes": (-1,)}]
+    "values",
+    [
+        {"qualities": ("good",)},
+        {"dtypes": ("fp8",)},
+        {"launches": ("jit",)},
+        {"batches": (0,)},
+        {"superpixels": ()},
+        {"sizes": (-1,)},
+    ],
 )
 def test_grid_refuses(values):
     with pytest.raises(ValueError, match=next(iter(values))):

@@ -1,4 +1,4 @@
-import copy
+import dataclasses
 import json
 
 import pytest
@@ -10,7 +10,8 @@ from cast.bench.flops import count_flops
 from cast.bench.inputs import normalised, photos, seeds_worker
 from cast.bench.models import Missing, build
 from cast.bench.published import PublishedForward
-from cast.bench.table import read_rows
+from cast.bench.setting import Setting
+from cast.bench.table import Table, read_rows
 from cast.cli import main
 from cast.models import create_model
 
@@ -87,47 +88,145 @@ def test_against_finds_a_slowdown(tmp_path, capsys):
 
 @pytest.mark.parametrize("direction", ["forward", "forward+backward"])
 def test_a_wrong_path_gets_no_figure(tmp_path, monkeypatch, capsys, direction):
-    launch = paths._launch
+    launch = paths.Workshop._launch
 
-    def wrong(model, inputs, setting, *, checking):
-        with torch.no_grad():
-            model = copy.deepcopy(model)
-            last = list(model.parameters())[-2]
-            last += 0.1 * last.std() * torch.randn_like(last)
-        return launch(model, inputs, setting, checking=checking)
+    def wrong(self, model, *rest):
+        call = launch(self, model, *rest)
+        return lambda: 1.01 * call()
 
-    monkeypatch.setattr(paths, "_launch", wrong)
+    monkeypatch.setattr(paths.Workshop, "_launch", wrong)
     assert bench(tmp_path, "--superpixels", "given", "--direction", direction) == 1
     rows = read_rows(tmp_path / "latency.csv")
     assert all("p50_ms" not in row and row["note"].startswith("refused") for row in rows)
     assert "nothing was measured" in capsys.readouterr().err
 
 
+def test_train_mode_is_checked_too(monkeypatch):
+    workshop = paths.Workshop(torch.device("cpu"), 1)
+    setting = Setting("vit_small", 3, direction="forward+backward")
+    assert workshop.path(setting).error < 1e-5
+    forward = _Patches.forward
+    monkeypatch.setattr(
+        _Patches, "forward", lambda self, x: forward(self, x) * (torch.rand(()) if self.training else 1)
+    )
+    with pytest.raises(gate.Refused):
+        workshop.path(setting)
+
+
 def test_gate_sees_gradients_superpixels_and_nan():
     model = create_model("cast_mini", **TINY, num_clusters=(8, 6, 4, 2)).eval()
     images = photos(2, 64)
     labels = model.superpixels(images)
-    expected = gate.reference(model, (normalised(images), labels))
+    expected = gate.reference(model, (normalised(images), labels), gradients=True)
 
-    def step(scale=1.0):
-        model.zero_grad()
+    def step(scale=1.0, only="", factor=1.0):
         logits = model(normalised(images), labels)
         gate.loss(logits).backward()
-        for parameter in model.parameters():
-            if parameter.grad is not None:
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None and only in name:
                 parameter.grad *= scale
-        return logits
+        return logits * factor
 
-    assert gate.check(expected, step, model, "fp32") < 1e-4
-    with pytest.raises(gate.Refused, match="gradients"):
-        gate.check(expected, lambda: step(1.1), model, "fp32")
+    def check(call):
+        return gate.check(expected, gate.observe(call, model, [0, 1]), "fp32")
+
+    assert check(step) < 1e-4
+    with pytest.raises(gate.Refused, match="gradients of"):
+        check(lambda: step(1.1))
+    for name in ("stem.layers.0.weight", "stages.0.pool.fc1.weight", "stages.3.blocks.0.mlp.fc2.weight"):
+        with pytest.raises(gate.Refused, match=f"gradients of {name}"):
+            check(lambda name=name: step(1.5, name))
+    with pytest.raises(gate.Refused, match="other parameters"):
+        gate.check(expected, gate.Outcome(expected.logits), "fp32")
     with pytest.raises(gate.Refused, match="logits"):
-        gate.check(expected, lambda: step() * float("nan"), model, "fp32")
+        check(lambda: step(factor=float("nan")))
     with pytest.raises(gate.Refused, match="shape"):
-        gate.check(expected, lambda: step()[:, :3], model, "fp32")
+        check(lambda: step()[:, :3])
     gate.check_superpixels(model, images, labels)
     with pytest.raises(gate.Refused, match="superpixels"):
         gate.check_superpixels(model, images, labels.flip(1))
+
+
+def test_gate_looks_at_the_last_image(monkeypatch):
+    forward = _Patches.forward
+
+    def wrong(self, x):
+        features = forward(self, x)
+        return features if len(x) < 3 else torch.cat([features[:-1], features[:1]])
+
+    workshop = paths.Workshop(torch.device("cpu"), 1)
+    monkeypatch.setattr(_Patches, "forward", wrong)
+    with pytest.raises(gate.Refused, match="logits"):
+        workshop.path(Setting("vit_small", 3))
+
+
+def test_logits_depend_on_what_a_path_is_given(monkeypatch):
+    """Else no tolerance would tell a right path from one that ignores its input."""
+    monkeypatch.delitem(models.PEERS, "cast_mini")
+    model, images = build("cast_mini"), photos(2, 224)
+    labels, pixels = model.superpixels(images), normalised(images)
+    expected = gate.reference(model, (pixels, labels))
+    with torch.no_grad():
+        for inputs in ((pixels, labels.flip(1)), (pixels.flip(0), labels.flip(0))):
+            with pytest.raises(gate.Refused):
+                gate.check(expected, gate.observe(lambda inputs=inputs: model(*inputs), model, [0, 1]), "bf16")
+
+
+def test_a_path_that_fails_is_a_row(tmp_path, monkeypatch):
+    def broken(size):
+        raise RuntimeError("out of\nmemory")
+
+    monkeypatch.setitem(models.PEERS, "vit_small", broken)
+    assert bench(tmp_path, "--superpixels", "given") == 1
+    ours, peer = read_rows(tmp_path / "latency.csv")
+    assert peer["note"] == "failed: RuntimeError: out of memory"
+    assert "p50_ms" in ours
+    assert "ratio" not in ours  # there is nothing to refer to
+    assert "baseline" not in ours
+
+
+def test_resume_measures_what_is_missing_once(tmp_path, monkeypatch, capsys):
+    command = ("--superpixels", "given", "--batch", "1", "2", "--resume")
+    path = workshop_path = paths.Workshop.path
+
+    def stop(self, setting):
+        if setting.batch == 2:
+            raise KeyboardInterrupt
+        return workshop_path(self, setting)
+
+    monkeypatch.setattr(paths.Workshop, "path", stop)
+    assert bench(tmp_path, *command) == 130
+    first = read_rows(tmp_path / "latency.csv")
+    assert [row["batch"] for row in first] == ["1", "1"]
+    monkeypatch.setattr(paths.Workshop, "path", path)
+    Table(tmp_path / "latency.csv").add(first[0] | {"batch": "2", "cpu": "another"})  # of another machine: not ours
+    assert bench(tmp_path, *command) == 0
+    rows = read_rows(tmp_path / "latency.csv")
+    assert rows[:2] == first
+    assert [row["batch"] for row in rows] == ["1", "1", "2", "2", "2"]
+    assert len(read_rows(tmp_path / "latency.json")) == 4  # the rows of before are results of this run, too
+    assert bench(tmp_path, *command, "--models", "cast_mini", "vit_small", "vit_conv_small") == 0
+    rows = read_rows(tmp_path / "latency.csv")
+    assert len({(row["model"], row["batch"], row["cpu"]) for row in rows}) == len(rows) == 7
+
+
+def test_quality_goes_into_the_settings_of_superpixels_that_are_made(tmp_path, monkeypatch):
+    seen = []
+
+    def settings(before, count, quality):
+        seen.append(quality)
+        return dataclasses.replace(before, num_superpixels=count, bins=5 if quality == "fast" else 15)
+
+    monkeypatch.delitem(models.PEERS, "cast_mini")
+    monkeypatch.setattr(models, "superpixel_settings", settings)
+    assert bench(tmp_path, "--models", "cast_mini", "--quality", "fast", "best", "--superpixels", "made", "given") == 0
+    rows = read_rows(tmp_path / "latency.csv")
+    assert [(row["superpixels"], row["quality"]) for row in rows] == [
+        ("made", "fast"),
+        ("made", "best"),
+        ("given", "-"),
+    ]
+    assert seen == ["fast", "best", "-"]
 
 
 def test_missing_peers_are_named(tmp_path, monkeypatch):
@@ -154,6 +253,8 @@ def test_missing_peers_are_named(tmp_path, monkeypatch):
         ("--baseline", "nothing"),
         ("--device", "abacus"),
         ("--against", "no_such_file.csv"),
+        ("--quality", "good"),
+        ("--models", "cast_seg_small"),
     ],
 )
 def test_bad_options(tmp_path, options, capsys):

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-PRESETS = ("default", "peers", "batches", "sizes", "granularity", "train")
+PRESETS = ("default", "peers", "batches", "sizes", "superpixels", "granularity", "train")
 
 
 def add_bench(commands: argparse._SubParsersAction) -> None:
@@ -80,11 +80,19 @@ def _add_grid(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--superpixels", nargs="+", help="made (with the model, on its device), workers (on the CPU before it), given"
     )
+    group.add_argument(
+        "--quality",
+        nargs="+",
+        dest="qualities",
+        help="best, fast: of superpixels that are made (default: as the model's settings say)",
+    )
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how")
-    group.add_argument("--baseline", metavar="NAME", help="the model that ratios refer to (default: the first ViT)")
+    group.add_argument(
+        "--baseline", metavar="NAME", help="the model that ratios refer to (default: the ViT of the same size)"
+    )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 .. (default: auto)")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads of PyTorch (default: its own choice)")
     group.add_argument("--workers", type=int, metavar="N", help="threads of --superpixels workers (default: all cores)")

@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +14,8 @@ from cast.data import find_images
 from cast.models import Cast
 from cast.weights import find_device
 
-from .compare import compare, differing_facts
+from .compare import compare, same_run
+from .gate import Refused
 from .inputs import photos
 from .latency import Budget, measure_grid, row_key
 from .machine import machine
@@ -24,7 +25,7 @@ from .paths import Workshop
 from .profile import profile_forward
 from .report import print_table, write_chart
 from .setting import DTYPES, Grid, Setting, presets
-from .table import Table, read_rows, write_json
+from .table import Table, read_timings, write_json
 from .throughput import Load, measure_throughput
 
 
@@ -44,26 +45,36 @@ def latency(arguments: argparse.Namespace) -> int:
     device, grid, earlier = _prepare(arguments)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    baseline = arguments.baseline or next((name for name in grid.models if name.startswith("vit_")), grid.models[0])
-    workshop = Workshop(device, arguments.workers or os.cpu_count() or 1)
-    facts = machine(["cast", *arguments.argv])
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # the one that the rows will name
+    workers = arguments.workers or os.cpu_count() or 1
+    facts = machine(["cast", *arguments.argv]) | {"workers": str(workers)}
     table = _table(arguments.out / "latency.csv")
-    done = {row_key(row) for row in table.rows if row.get("p50_ms")} if arguments.resume else ()
-
-    rows: list[Mapping[str, object]] = []
-    for row in measure_grid(
-        grid, workshop, baseline=baseline, budget=Budget(arguments.seconds), done=done, progress=_say
+    rows: dict[tuple[str, ...], Mapping[str, object]] = {}
+    if arguments.resume:
+        rows = {row_key(row): row for row in table.rows if row.get("p50_ms") and same_run(row, facts)}
+    resumed = frozenset(rows)
+    for group in measure_grid(
+        grid,
+        Workshop(device, workers),
+        baseline=arguments.baseline,
+        budget=Budget(arguments.seconds),
+        done=resumed,
+        progress=_say,
     ):
-        rows.append(row | facts)
-        table.add(rows[-1])
+        found = {row_key(row): row | facts for row in group}
+        rows |= found
+        mine = found.keys() if arguments.resume else ()
+        table.add(*found.values(), instead=lambda row, mine=mine: row_key(row) in mine and same_run(row, facts))
         _say(None)
-    if not rows:
+    wanted = [row_key(setting.row()) for settings in grid.groups() for setting in settings]
+    if resumed.issuperset(wanted):
         print(f"everything is in {table.path} already", file=sys.stderr)
-        rows = [row for row in table.rows if row_key(row) in done]
-    _publish(rows, table, facts, baseline)
+    results = [rows[key] for key in dict.fromkeys(wanted)]
+    _publish(results, table, facts)
     if earlier is not None:
-        _print_changes(earlier, rows)
-    return 1 if any(str(row.get("note", "")).startswith("refused") for row in rows) else 0
+        _print_changes(earlier, results)
+    return 1 if any(str(row.get("note", "")).startswith(("refused", "failed")) for row in results) else 0
 
 
 def paper(arguments: argparse.Namespace) -> int:
@@ -78,7 +89,7 @@ def paper(arguments: argparse.Namespace) -> int:
         appendix_rows(device, arguments.batch or (64 if cuda else 4), dtype, os.cpu_count() or 1),
         memory_rows(device, arguments.batch or (64 if cuda else 4), dtype),
     )
-    for row in rows:
+    for row in _until_refused(rows):
         figures = [f"{head} {row[head]}" for head in ("paper", "here") if row.get(head, "") != ""]
         print("  ".join(str(x) for x in (row["table"], row["item"], *figures, row.get("unit"), row.get("note")) if x))
         table.add(row | facts)
@@ -97,6 +108,11 @@ def profile(arguments: argparse.Namespace) -> int:
         raise UsageError(error) from error
     for name in ("batch", "runs"):
         _check_positive(name, getattr(arguments, name))
+    place = Setting(arguments.model, 2, arguments.size, arguments.dtype, superpixels=arguments.superpixels)
+    try:
+        Workshop(device, 1).path(place)
+    except Refused as reason:
+        raise UsageError(f"refused, so nothing is measured: {reason}") from reason
     trace = _folder(arguments.out) / "trace.json"
     images = photos(arguments.batch, arguments.size)
     labels = model.superpixels(images).to(device) if arguments.superpixels == "given" else None
@@ -132,10 +148,18 @@ def throughput(arguments: argparse.Namespace) -> int:
     except (ValueError, Missing) as error:
         raise UsageError(error) from error
     table = _table(arguments.out / "throughput.csv") if rank == 0 else None
-    for row in measure_throughput(load, device, DTYPES[arguments.dtype]):
+    for row in _until_refused(measure_throughput(load, device, DTYPES[arguments.dtype])):
         print("  ".join(f"{name} {value}" for name, value in row.items()))
         table.add(row | machine(["cast", *arguments.argv]))
     return 0
+
+
+def _until_refused(rows: Iterable[Mapping[str, object]]) -> Iterator[Mapping[str, object]]:
+    """Pass rows on; a refused path ends the command."""
+    try:
+        yield from rows
+    except Refused as reason:
+        raise UsageError(f"refused, so nothing more is measured: {reason}") from reason
 
 
 def _place(arguments: argparse.Namespace) -> torch.device:
@@ -169,21 +193,22 @@ def _prepare(arguments: argparse.Namespace) -> tuple[torch.device, Grid, list[di
         named = presets(device.type == "cuda")
         fields = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Grid)}
         grid = dataclasses.replace(named[arguments.preset], **{k: v for k, v in fields.items() if v is not None})
-        for name in (*grid.models, *([arguments.baseline] if arguments.baseline else [])):
+        for name in grid.models:
             check_name(name)
+        if arguments.baseline not in (None, *grid.models):
+            raise ValueError(f"expected --baseline among {', '.join(grid.models)}, got {arguments.baseline!r}")
         if "graph" in grid.launches and device.type != "cuda":
             raise ValueError("--launch graph needs a CUDA device")
         for name in ("threads", "workers"):
             if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
                 raise ValueError(f"expected --{name} of at least 1, got {getattr(arguments, name)}")
-        earlier = read_rows(arguments.against) if arguments.against else None
+        earlier = read_timings(arguments.against) if arguments.against else None
     except ValueError as error:
         raise UsageError(error) from error
     return device, grid, earlier
 
 
 def _table(path: Path) -> Table:
-    _folder(path.parent)
     try:
         return Table(path)
     except ValueError as error:
@@ -197,9 +222,9 @@ def _say(setting: Setting | None) -> None:
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def _publish(rows: Sequence[Mapping[str, object]], table: Table, facts: Mapping[str, str], baseline: str) -> None:
+def _publish(rows: Sequence[Mapping[str, object]], table: Table, facts: Mapping[str, str]) -> None:
     place = facts["gpu"] if facts["gpu"] != "none" else f"{facts['cpu']}, {facts['threads']} threads"
-    title = f"{place}, torch {facts['torch']}, commit {facts['commit']}; ratio to {baseline}"
+    title = f"{place}, torch {facts['torch']}, commit {facts['commit']}"
     print_table(rows, title)
     write_json(rows, table.path.with_suffix(".json"))
     files = [table.path, table.path.with_suffix(".json")]
@@ -214,9 +239,10 @@ def _publish(rows: Sequence[Mapping[str, object]], table: Table, facts: Mapping[
 
 
 def _print_changes(earlier: Sequence[Mapping[str, object]], rows: Sequence[Mapping[str, object]]) -> None:
-    for name, (before, after) in differing_facts(earlier[-1], rows[-1]).items() if earlier and rows else ():
-        print(f"another {name} than in the earlier run: {after}, then {before}")
     changes = compare(earlier, rows)
+    differing = {(name, *pair): None for change in changes for name, pair in change.differing.items()}
+    for name, before, after in differing:
+        print(f"another {name} than in the earlier run: {after or 'not stated'}, then {before or 'not stated'}")
     if not changes:
         print("the earlier run has none of these settings")
         return

@@ -20,8 +20,11 @@ class Timing:
     samples: tuple[float, ...]
 
     def at(self, share: float) -> float:
-        """Return the sample below which ``share`` of them lie, in seconds."""
-        return self.samples[min(len(self.samples) - 1, int(len(self.samples) * share))]
+        """Return the time below which ``share`` of the samples lie, between samples in proportion, in seconds."""
+        place = share * (len(self.samples) - 1)
+        low = int(place)
+        high = min(low + 1, len(self.samples) - 1)
+        return self.samples[low] + (place - low) * (self.samples[high] - self.samples[low])
 
     @property
     def p20(self) -> float:
@@ -50,8 +53,9 @@ def measure(
 ) -> dict[str, Timing]:
     """Run calls in turns and time each run.
 
-    Every round runs each call once, in an order that rotates by one, so that none always follows the same other. On
-    CUDA a run is timed by events around it, after the L2 cache was flushed; elsewhere by the clock.
+    Every round runs each call once, in an order that rotates by one, so that none is always the first. On CUDA a run
+    is timed by events around it, on a device that had nothing else to do and whose L2 cache was flushed: what the host
+    needs to launch it counts. Elsewhere the clock times it.
 
     Args:
         calls: What to run, by name.
@@ -99,43 +103,50 @@ class _Clock:
 
 
 class _Cuda:
-    """Device time between events; the calls of a round are queued without waiting between them."""
+    """Device time between events, one call after the other: none hides its launches behind the kernels of another."""
 
     def __init__(self, device: str | torch.device) -> None:
         self.device = torch.device(device)
         self.flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=self.device)
 
     def round(self, calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-        events = {}
+        took = {}
         with torch.cuda.device(self.device):
             for name, call in calls.items():
                 start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                torch.cuda.synchronize()
                 self.flush.zero_()
                 start.record()
                 call()
                 end.record()
-                events[name] = (start, end)
-            torch.cuda.synchronize()
-        return {name: start.elapsed_time(end) / 1e3 for name, (start, end) in events.items()}
+                end.synchronize()
+                took[name] = start.elapsed_time(end) / 1e3
+        return took
 
 
-def capture(call: Callable[[], object], warmup: int = 3) -> Callable[[], None]:
-    """Record a call as a CUDA graph on the current device and return its replay.
+def capture(call: Callable[[], object], device: str | torch.device = "cuda", warmup: int = 3) -> Callable[[], None]:
+    """Record a call as a CUDA graph and return its replay.
+
+    Args:
+        call: What to record; it works on ``device`` alone.
+        device: The device; the current one for "cuda".
+        warmup: Runs before, on the stream that records.
 
     Raises:
         RuntimeError: The call waits for the device, or does what else a graph cannot hold.
     """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.stream(stream):
-            for _ in range(warmup):
-                call()
-            stream.synchronize()
-            with torch.cuda.graph(graph, stream=stream):
-                call()
-    finally:
-        torch.cuda.synchronize()
-    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.device(torch.device(device)):  # a graph of another device's stream would hold nothing
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.stream(stream):
+                for _ in range(warmup):
+                    call()
+                stream.synchronize()
+                with torch.cuda.graph(graph, stream=stream):
+                    call()
+        finally:
+            torch.cuda.synchronize()
+        torch.cuda.current_stream().wait_stream(stream)
     return graph.replay

@@ -1,7 +1,7 @@
 """The images and superpixels that all models of a run are given."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from importlib.resources import as_file, files
 
 import numpy as np
@@ -54,6 +54,8 @@ def seeds_worker(settings: SuperpixelConfig) -> tuple[Maker, str]:
 
         return ours, "cast_kernels.seeds"
 
+    cv2.setNumThreads(1)  # the workers are the threads
+
     def opencv(image: Tensor) -> Tensor:
         labels = []
         for pixels in image.permute(0, 2, 3, 1).contiguous().numpy():
@@ -65,15 +67,14 @@ def seeds_worker(settings: SuperpixelConfig) -> tuple[Maker, str]:
     return opencv, f"OpenCV {cv2.__version__}"
 
 
-def worker_maker(model: Cast, workers: int) -> tuple[Maker, str]:
+def worker_maker(model: Cast, pool: Executor) -> tuple[Maker, str]:
     """Return what makes superpixels on threads of the CPU, an image each, as a data loader's workers do, and its name.
 
     Both of `seeds_worker` leave Python's lock while they work.
     """
     one, name = seeds_worker(model.config.superpixels)
-    pool = ThreadPoolExecutor(workers)
 
     def make(image: Tensor) -> Tensor:
         return torch.cat(list(pool.map(one, image.split(1))))
 
-    return make, f"{name} on {workers} threads"
+    return make, name

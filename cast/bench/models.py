@@ -7,25 +7,28 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from cast.models import create_model, list_models
+from cast.models import CastConfig, SuperpixelConfig, ViTConfig, create_model
 from cast.models.registry import CONFIGS
 
 from .published import PublishedForward
+from .setting import UNSET
 
 SEED = 0
+GAIN = 2.5
 
 
 class Missing(Exception):
     """A peer cannot be built here; the message says why."""
 
 
-def build(name: str, size: int = 224) -> nn.Module:
+def build(name: str, size: int = 224, quality: str = UNSET) -> nn.Module:
     """Build a model with random weights that are the same in every run, in eval mode, on the CPU in float32.
 
     Args:
         name: One of `known`; ours may say their granularity, as "cast_small:324/128/64/32/16": the superpixels at this
             size, then the segments that each stage leaves.
         size: Height and width of its images.
+        quality: Of the superpixels that ours make, in order "parallel"; "-" = as the model's settings say.
 
     Raises:
         Missing: What it needs is not installed.
@@ -34,8 +37,17 @@ def build(name: str, size: int = 224) -> nn.Module:
     check_name(name)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(SEED)
-        model = PEERS[name](size) if name in PEERS else _ours(name, size)
+        model = PEERS[name](size) if name in PEERS else _ours(name, size, quality)
+        _spread(model)
     return model.eval()
+
+
+@torch.no_grad()
+def _spread(model: nn.Module) -> None:
+    """Scale linear layers up: with fresh weights logits depend on the image by no more than bf16 rounds them."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight *= GAIN
 
 
 def check_name(name: str) -> None:
@@ -43,16 +55,16 @@ def check_name(name: str) -> None:
     base, colon, counts = name.partition(":")
     if base not in known():
         raise ValueError(f"unknown model {base!r}; known are {', '.join(known())}")
-    if colon and (base not in CONFIGS or not all(count.isdecimal() for count in counts.split("/"))):
+    if colon and (not base.startswith("cast_") or not all(count.isdecimal() for count in counts.split("/"))):
         raise ValueError(f"expected a granularity only with our models, as in cast_small:196/64/32/16/8, got {name!r}")
 
 
 def known() -> list[str]:
     """Return all names, sorted."""
-    return sorted({*PEERS, *list_models()})
+    return sorted({*PEERS, *(name for name, config in CONFIGS.items() if type(config) in (CastConfig, ViTConfig))})
 
 
-def _ours(name: str, size: int) -> nn.Module:
+def _ours(name: str, size: int, quality: str = UNSET) -> nn.Module:
     base, _, counts = name.partition(":")
     if not base.startswith("cast_"):
         return create_model(base, img_size=size)
@@ -66,8 +78,14 @@ def _ours(name: str, size: int) -> nn.Module:
         base,
         img_size=size,
         num_clusters=tuple(clusters),
-        superpixels=dataclasses.replace(config.superpixels, num_superpixels=count),
+        superpixels=superpixel_settings(config.superpixels, count, quality),
     )
+
+
+def superpixel_settings(settings: SuperpixelConfig, count: int, quality: str) -> SuperpixelConfig:
+    """Return settings for another number of superpixels and, unless it is "-", a quality, which is that of an order."""
+    chosen = {} if quality == UNSET else {"order": "parallel", "quality": quality}
+    return dataclasses.replace(settings, num_superpixels=count, **chosen)
 
 
 def _published(name: str, *, sampling: bool = True) -> Callable[[int], nn.Module]:
@@ -87,7 +105,7 @@ def _vit(name: str) -> Callable[[int], nn.Module]:
 
 
 def _swin(size: int) -> nn.Module:
-    return _timm("swin_tiny_patch4_window7_224", img_size=size)
+    return _timm("swin_tiny_patch4_window7_224", img_size=size, drop_path_rate=0.0)  # no other drops branches
 
 
 def _tome(name: str, merged: int = 16) -> Callable[[int], nn.Module]:

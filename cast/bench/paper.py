@@ -5,6 +5,7 @@ Titan V, and 24 data-loading workers on two Xeon E5-2630 v4), so compare ratios 
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -14,7 +15,9 @@ from .flops import count_flops
 from .harness import measure
 from .inputs import normalised, photos, worker_maker
 from .models import Missing, build
+from .paths import Workshop
 from .profile import profile_forward
+from .setting import DTYPES, UNSET, Setting
 
 # GFLOPs as the paper counts them: multiply-adds.
 GFLOPS = {
@@ -56,6 +59,7 @@ def gflops_rows() -> Iterator[Row]:
 
 def level_rows(device: torch.device, batch: int, dtype: torch.dtype) -> Iterator[Row]:
     """Yield Table 7: what encoder blocks and graph pooling of each level cost, its sampling and assignment apart."""
+    _gate("cast_small", device, dtype)
     model = build("cast_small").to(device, dtype)
     images = photos(batch, 224)
     pixels = normalised(images).to(device, dtype)
@@ -87,14 +91,17 @@ def appendix_rows(device: torch.device, batch: int, dtype: torch.dtype, workers:
     """Yield Appendix A.4: ViT-B, CAST-B without its superpixels, and these on CPU workers, and on the device."""
     images = photos(batch, 224)
     pixels = normalised(images).to(device, dtype)
+    _gate("cast_base", device, dtype)
     ours = build("cast_base")
-    maker, name = worker_maker(ours, workers)
+    pool = ThreadPoolExecutor(workers)
+    maker, name = worker_maker(ours, pool)
     labels = ours.superpixels(images).to(device)
     ours = ours.to(device, dtype)
     on_device = images.to(device)
     calls = {"cast_base": lambda: ours(pixels, labels)}
     missing = ""
     try:
+        _gate("vit_base", device, dtype)
         peer = build("vit_base").to(device, dtype)
         calls = {"vit_base": lambda: peer(pixels), **calls}
     except Missing as reason:
@@ -105,6 +112,7 @@ def appendix_rows(device: torch.device, batch: int, dtype: torch.dtype, workers:
     }
     with torch.no_grad():
         times = measure(calls, device=device, least=3, seconds=1.0, warmup=1)
+    pool.shutdown()
     if missing:
         yield {"table": "A.4", "item": "vit_base", "paper": A4_MS["vit_base"], "note": f"missing: {missing}"}
     for item, time in times.items():
@@ -114,7 +122,7 @@ def appendix_rows(device: torch.device, batch: int, dtype: torch.dtype, workers:
             "unit": f"ms per batch of {batch} (paper: 64)",
             "paper": A4_MS.get(item, ""),
             "here": round(1e3 * time.p50, 3),
-            "note": {"superpixels": name}.get(item, ""),
+            "note": {"superpixels": f"{name} on {workers} threads"}.get(item, ""),
         }
 
 
@@ -131,11 +139,24 @@ def memory_rows(device: torch.device, batch: int, dtype: torch.dtype) -> Iterato
         except Missing as reason:
             yield row | {"note": f"missing: {reason}"}
             continue
+        held = torch.cuda.memory_allocated(device)
         labels = (model.superpixels(images).to(device),) if isinstance(model, Cast) else ()
         model, pixels = model.to(device, dtype), normalised(images).to(device, dtype)
         torch.cuda.reset_peak_memory_stats(device)
         with torch.no_grad():
             model(pixels, *labels)
         torch.cuda.synchronize(device)
-        yield row | {"here": round(torch.cuda.max_memory_allocated(device) / 2**20, 1)}
-        del model
+        yield row | {"here": round((torch.cuda.max_memory_allocated(device) - held) / 2**20, 1)}
+        del model, labels, pixels
+
+
+def _gate(name: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Check a model on this device.
+
+    Raises:
+        Missing: It cannot be built.
+        Refused: It computes something else than its float64 reference.
+    """
+    short = next(key for key, value in DTYPES.items() if value == dtype)
+    source = "given" if name.startswith("cast_") else UNSET
+    Workshop(device, 1).path(Setting(name, 2, dtype=short, superpixels=source))

@@ -8,6 +8,7 @@ from cast._files import replace_file
 COLUMNS = {
     "model": "model",
     "superpixels": "superpixels",
+    "quality": "quality",
     "batch": "batch",
     "size": "px",
     "dtype": "dtype",
@@ -17,9 +18,11 @@ COLUMNS = {
     "spread": "p20..p80",
     "images_per_s": "images/s",
     "ratio": "ratio",
+    "baseline": "to",
+    "peak_MiB": "peak MiB",
     "note": "note",
 }
-_NUMBERS = {"batch", "px", "ms", "p20..p80", "images/s", "ratio"}
+_NUMBERS = {"batch", "px", "ms", "p20..p80", "images/s", "ratio", "peak MiB"}
 
 
 def print_table(rows: Sequence[Mapping[str, object]], title: str) -> None:
@@ -50,7 +53,7 @@ def print_table(rows: Sequence[Mapping[str, object]], title: str) -> None:
     console.print(table)
 
 
-_FIGURES = {"model", "ms", "p20..p80", "images/s", "ratio", "note"}
+_FIGURES = {"model", "ms", "p20..p80", "images/s", "ratio", "peak MiB", "note"}
 
 
 def _cell(row: Mapping[str, object], name: str) -> str:
@@ -119,7 +122,8 @@ def _per_image(row: Mapping[str, object]) -> tuple[float, float, float]:
 
 def _series(row: Mapping[str, object]) -> str:
     source = row.get("superpixels", "-")
-    return str(row["model"]) if source == "-" else f"{row['model']}, superpixels {source}"
+    quality = "" if row.get("quality", "-") == "-" else f" ({row['quality']})"
+    return str(row["model"]) if source == "-" else f"{row['model']}, superpixels {source}{quality}"
 
 
 def _condition(row: Mapping[str, object]) -> str:

@@ -11,7 +11,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LAUNCHES = ("eager", "compile", "graph")
 DIRECTIONS = ("forward", "forward+backward")
 SUPERPIXELS = ("made", "workers", "given")
-NO_SUPERPIXELS = "-"
+QUALITIES = ("best", "fast")
+NO_SUPERPIXELS = UNSET = "-"
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Setting:
         direction: "forward" (eval, no gradient) or "forward+backward" (train mode).
         superpixels: "made" by the model on its device from uint8 images; by "workers" on the CPU before the model, as
             the paper did; "given" beforehand; "-" for models that have none.
+        quality: Of superpixels that are "made" in order "parallel", see `cast_kernels.seeds`; "-" = in the order and
+            quality that the model's own settings say.
     """
 
     model: str
@@ -36,11 +39,12 @@ class Setting:
     launch: str = "eager"
     direction: str = "forward"
     superpixels: str = NO_SUPERPIXELS
+    quality: str = UNSET
 
     @property
-    def group(self) -> tuple[object, ...]:
-        """What settings must share to be compared; they are measured in turns."""
-        return (self.size, self.dtype, self.launch, self.direction, self.batch)
+    def trained(self) -> bool:
+        """Whether it runs backward, too."""
+        return self.direction != "forward"
 
     def row(self) -> dict[str, object]:
         """Return the columns of a table that identify the measurement."""
@@ -65,6 +69,7 @@ class Grid:
     launches: Sequence[str] = ("eager",)
     directions: Sequence[str] = ("forward",)
     superpixels: Sequence[str] = SUPERPIXELS
+    qualities: Sequence[str] = (UNSET,)
 
     def __post_init__(self) -> None:
         known = {
@@ -72,6 +77,7 @@ class Grid:
             "launches": LAUNCHES,
             "directions": DIRECTIONS,
             "superpixels": SUPERPIXELS,
+            "qualities": (*QUALITIES, UNSET),
         }
         for field in dataclasses.fields(self):
             values = getattr(self, field.name)
@@ -89,40 +95,50 @@ class Grid:
             self.sizes, self.dtypes, self.launches, self.directions, self.batches
         ):
             yield [
-                Setting(model, batch, size, dtype, launch, direction, source)
-                for model in self.models
+                Setting(model, batch, size, dtype, self._launch(model, launch), direction, *source)
+                for model in dict.fromkeys(self.models)
                 for source in self._sources(model)
             ]
 
-    def _sources(self, model: str) -> Sequence[str]:
-        if model.startswith("cast_"):
-            return self.superpixels
+    def _launch(self, model: str, launch: str) -> str:
+        return "eager" if model.startswith("published_") else launch  # it reads sizes back from the device
+
+    def _sources(self, model: str) -> list[tuple[str, str]]:
         if model.startswith("published_"):  # the published model is handed its superpixels
-            return [source for source in self.superpixels if source != "made"] or ["given"]
-        return [NO_SUPERPIXELS]
+            return [(source, UNSET) for source in self.superpixels if source != "made"] or [("given", UNSET)]
+        if not model.startswith("cast_"):
+            return [(NO_SUPERPIXELS, UNSET)]
+        made = [("made", quality) for quality in self.qualities] if "made" in self.superpixels else []
+        return made + [(source, UNSET) for source in self.superpixels if source != "made"]
 
 
 def presets(cuda: bool) -> dict[str, Grid]:
     """Return the named grids, for a machine with CUDA or without."""
     small = ("cast_small", "vit_small")
-    peers = ("cast_small", "vit_small", "vit_conv_small", "swin_tiny", "tome_small", "cast_base", "vit_base")
-    grained = [f"cast_small:{g}" for g in ("196/32/16/8/4", "196/64/32/16/8", "196/128/64/32/16")]
-    grained += [f"cast_small:{g}" for g in ("324/64/32/16/8", "324/128/64/32/16")]
+    peers = ("cast_small", "vit_small", "vit_conv_small", "swin_tiny", "tome_small")
+    peers += ("cast_base", "vit_base", "vit_conv_base", "tome_base")
+    counts = ("196/32/16/8/4", "196/64/32/16/8", "196/128/64/32/16", "324/64/32/16/8", "324/128/64/32/16")
+    grained = (*(f"cast_small:{count}" for count in counts), "vit_small")
+    tokens = (*(f"cast_small:{count}/64/32/16/8" for count in (100, 196, 400, 576, 784)), "vit_small")
     if not cuda:
+        apart = {"superpixels": ("made", "given")}
         return {
             "default": Grid(small),
-            "peers": Grid((*peers, "vit_conv_base", "tome_base"), superpixels=("made", "given")),
-            "batches": Grid(small, batches=(1, 2, 4, 8, 16), superpixels=("made", "given")),
-            "sizes": Grid(small, batches=(2,), sizes=(224, 320, 384, 512), superpixels=("made", "given")),
-            "granularity": Grid((*grained, "vit_small"), batches=(8,), superpixels=("given",)),
-            "train": Grid(small, batches=(8,), directions=("forward+backward",), superpixels=("given",)),
+            "peers": Grid(peers, **apart),
+            "batches": Grid(small, batches=(1, 2, 3, 4, 7, 8, 16), **apart),
+            "sizes": Grid(small, batches=(2,), sizes=(224, 320, 384, 512), **apart),
+            "superpixels": Grid(tokens, batches=(8,), **apart),
+            "granularity": Grid(grained, batches=(8,), superpixels=("given",)),
+            "train": Grid(small, batches=(8,), directions=DIRECTIONS[1:], superpixels=("given",)),
         }
-    fast = {"dtypes": ("bf16",), "launches": ("graph",)}
-    return {
-        "default": Grid((*small, "cast_base", "vit_base"), batches=(1, 64, 256), **fast),
-        "peers": Grid((*peers, "vit_conv_base", "tome_base"), batches=(1, 31, 64, 256), **fast),
-        "batches": Grid(small, batches=(1, 2, 4, 8, 16, 31, 32, 64, 128, 256), **fast),
+    fast = {"dtypes": ("bf16",), "launches": ("graph",), "qualities": ("fast", "best")}
+    published = ("published_small", "published_small_without_sampling")
+    return {  # the largest batch first: a run that is cut short has what matters
+        "default": Grid((*small, "cast_base", "vit_base", *published), batches=(256, 64, 1), **fast),
+        "peers": Grid(peers, batches=(256, 64, 31, 1), **fast),
+        "batches": Grid(small, batches=(256, 128, 64, 32, 31, 16, 8, 7, 4, 2, 1), **fast),
         "sizes": Grid(small, batches=(64,), sizes=(224, 320, 384, 512), **fast),
-        "granularity": Grid((*grained, "vit_small"), batches=(256,), superpixels=("given",), **fast),
-        "train": Grid(small, batches=(64, 256), dtypes=("bf16",), directions=("forward+backward",)),
+        "superpixels": Grid(tokens, batches=(64,), **fast),
+        "granularity": Grid(grained, batches=(256,), superpixels=("given",), **fast),
+        "train": Grid(small, batches=(256, 64), dtypes=("bf16",), directions=DIRECTIONS[1:]),
     }

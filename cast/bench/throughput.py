@@ -18,9 +18,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cast.data import read_image
+from cast.models import Cast
 
 from .inputs import normalised, photos, seeds_worker
 from .models import build
+from .paths import Workshop
+from .setting import DTYPES, Setting
 
 SIZE = 224
 Row = dict[str, object]
@@ -81,16 +84,23 @@ def measure_throughput(load: Load, device: torch.device, dtype: torch.dtype) -> 
     """Yield a row for superpixels made by the loader's workers, and one for superpixels made on the device.
 
     Called in every process of a ``torchrun``; only the first yields.
+
+    Raises:
+        Refused: The model computes something else than its float64 reference.
     """
     processes = _join()
+    short = next(name for name, value in DTYPES.items() if value == dtype)
+    Workshop(device, 1).path(Setting(load.model, 2, dtype=short, superpixels="given"))
     model = build(load.model).to(device, dtype)
     for where in ("workers", "made"):
         settings = model.config.superpixels if where == "workers" else None
-        dataset = Photos((load.warmup + load.batches) * load.batch, load.files, settings)
+        # As many again as the loader works ahead: else the last batches would be ready before they are asked for.
+        count = load.warmup + load.batches + 2 * load.workers
+        dataset = Photos(count * load.batch, load.files, settings)
         loader = DataLoader(
             dataset, load.batch, num_workers=load.workers, drop_last=True, pin_memory=device.type == "cuda"
         )
-        seconds = _run(model, loader, load.warmup, device, dtype)
+        seconds = _run(model, loader, load, device, dtype)
         if processes > 1:
             slowest = torch.tensor(seconds, dtype=torch.float64)
             torch.distributed.all_reduce(slowest, torch.distributed.ReduceOp.MAX)
@@ -110,17 +120,21 @@ def measure_throughput(load: Load, device: torch.device, dtype: torch.dtype) -> 
 
 
 @torch.no_grad()
-def _run(model, loader: DataLoader, warmup: int, device: torch.device, dtype: torch.dtype) -> float:
+def _run(model: Cast, loader: DataLoader, load: Load, device: torch.device, dtype: torch.dtype) -> float:
     """Seconds from the first batch that counts to the last logits."""
     start = 0.0
     for i, (images, labels) in enumerate(loader):
-        if i == warmup:
+        if i == load.warmup:
             _wait(device)
+            if torch.distributed.is_initialized():
+                torch.distributed.barrier()  # all processes at once is what is measured
             start = time.perf_counter()
         if labels.numel():
             model(normalised(images.to(device, non_blocking=True)).to(dtype), labels.to(device, non_blocking=True))
         else:
             model(images.to(device, non_blocking=True))
+        if i == load.warmup + load.batches - 1:
+            break
     _wait(device)
     return time.perf_counter() - start
 
