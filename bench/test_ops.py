@@ -2,8 +2,8 @@
 
     pytest bench/test_ops.py --benchmark-only -ra
 
-Batch 8, 196 tokens, 384 channels, float32, forward. Every way is checked against the op's float64 reference before it is
-timed; a peer that is not installed is skipped by name. `python -m bench.ops` has the full sizes, on a GPU.
+Batch 8, 196 tokens, 384 channels, float32, forward. Every way is checked against the op's float64 reference; a peer
+that is not installed is skipped by name. `python -m bench.ops` has the full sizes, on a GPU.
 """
 
 import importlib
@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from bench import peers
-from cast_kernels import assign_pool, farthest_point_sample, segment_mean, unpool
-from cast_kernels.testing import assign_pool_oracle, farthest_point_oracle, segment_mean_oracle
+from cast_kernels import assign_pool, farthest_point_sample, seeds, segment_mean, unpool
+from cast_kernels.testing import assign_pool_oracle, farthest_point_oracle, segment_mean_oracle, synthetic_image
 
 B, N, C, K = 8, 196, 384, 64
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -92,7 +92,7 @@ def fpsample(x, count):
 
 SAMPLERS = {
     "cast_kernels": lambda x, count: farthest_point_sample(x, count, start=0),
-    "gram_loop": lambda x, count: peers.gram_loop(x, count),
+    "gram_loop": peers.gram_loop,
     "torch_quickfps": quickfps,
     "torch_cluster": torch_cluster,
     "dgl": dgl,
@@ -134,3 +134,53 @@ def test_unpool(benchmark, way):
     parents = torch.randint(0, K, (B, N), generator=torch.Generator().manual_seed(2)).to(DEVICE)
     result = run(benchmark, "unpool 64 -> 196x384", lambda: UNPOOLS[way](coarse, parents))
     close(result, peers.gather(coarse.double(), parents))
+
+
+def opencv(image, count):
+    cv2 = package("cv2")
+    if not hasattr(cv2, "ximgproc"):
+        pytest.skip("the peer cv2 is not installed with its contrib modules")
+    segmenter = cv2.ximgproc.createSuperpixelSEEDS(*image.shape[1::-1], 3, count, 1, 2, 15)
+    segmenter.iterate(cv2.cvtColor(image.numpy(), cv2.COLOR_RGB2LAB), 20)
+    return torch.from_numpy(segmenter.getLabels())
+
+
+def scikit_image(image, count):
+    return torch.from_numpy(package("skimage.segmentation").slic(image.numpy(), n_segments=count, start_label=0))
+
+
+SUPERPIXELS = {
+    "cast_kernels": lambda image, count: seeds(image[None], count, order="sequential")[0],
+    "OpenCV": opencv,
+    "scikit-image SLIC": scikit_image,
+}
+
+
+@pytest.mark.parametrize("way", SUPERPIXELS)
+def test_superpixels(benchmark, way):
+    image = synthetic_image(224, 224)  # on the host, where all peers work
+    image = image[0] if image.ndim == 4 else image
+    labels = run(benchmark, "superpixels of one image, 224x224, 196", lambda: SUPERPIXELS[way](image, N))
+    assert labels.shape == (224, 224)
+    if way == "OpenCV":
+        assert torch.equal(labels, SUPERPIXELS["cast_kernels"](image, N))
+    assert 0.6 * N < labels.unique().numel() <= 1.2 * N
+
+
+def halved(x):
+    """ToMe merges half of the tokens at most; ours pools to the same number."""
+    centroids = torch.arange(0, N, 2, device=DEVICE).expand(B, -1).contiguous()
+    return assign_pool(x, centroids, x)[1]
+
+
+def tome(x):
+    merge, _ = package("tome.merge").bipartite_soft_matching(x, N // 2)
+    return merge(x, mode="mean")
+
+
+@pytest.mark.parametrize("way", ["cast_kernels", "tome"])
+def test_halving_tokens(benchmark, way):
+    x = randn(B, N, C)
+    result = run(benchmark, "196 -> 98 tokens", lambda: {"cast_kernels": halved, "tome": tome}[way](x))
+    assert result.shape == (B, N // 2, C)
+    assert result.isfinite().all()

@@ -31,7 +31,7 @@ def print_table(rows: Sequence[Mapping[str, object]], title: str) -> None:
     With rich where it is installed, else as plain text.
     """
     cells = [{head: _cell(row, name) for name, head in COLUMNS.items()} for row in rows]
-    heads = [head for head in COLUMNS.values() if any(row[head] for row in cells)]
+    heads = [head for head in COLUMNS.values() if any(row[head] not in ("", "-") for row in cells)]
     same = [h for h in heads if len(cells) > 1 and h not in _FIGURES and len({row[h] for row in cells}) == 1]
     heads = [head for head in heads if head not in same]
     caption = ", ".join(f"{head} {cells[0][head]}" for head in same)
@@ -105,7 +105,7 @@ def write_chart(rows: Sequence[Mapping[str, object]], path: Path, title: str) ->
         bars = axes.bar(places, heights, 0.94 * width, label=name, yerr=(low, high), capsize=2)
         axes.bar_label(bars, [str(_cell(row, "ratio")) for row in own.values()], fontsize=7, padding=2)
     axes.set_xticks(range(len(groups)), groups)
-    axes.set_ylabel("ms per image (median; p20 to p80)")
+    axes.set_ylabel("ms per image (median; p20 to p80; above: ratio to the baseline)", fontsize=8)
     axes.set_title(title.replace("; ", "\n"), fontsize=8)
     axes.legend(fontsize=8, frameon=False)
     for side in ("top", "right"):
