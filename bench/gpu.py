@@ -1,7 +1,8 @@
 """Everything that needs a GPU, in one command: ``python -m bench.gpu``. Most important first, saved as it comes.
 
-1. `cast-kernels doctor`; 2. the tests marked ``gpu``; 3. the headline rows of bench.ops; 4. compute-sanitizer over the
-kernels, where it is installed; 5. how cost grows. ``--seconds`` bounds the whole; what it cuts off is named.
+1. `cast-kernels doctor`; 2. the tests marked ``gpu``; 3. `cast bench latency`, largest batch first, in at most half of
+the time left; 4. the headline rows of bench.ops; 5. compute-sanitizer over the kernels, where it is installed; 6. how
+cost grows. ``--seconds`` bounds the whole; what it cuts off is named.
 """
 
 import argparse
@@ -39,6 +40,14 @@ def main() -> int:
             if subprocess.run(command, cwd=ROOT, check=False).returncode:
                 print(f"{name} failed: nothing is measured")
                 return 1
+    print("== cast bench latency", flush=True)
+    wrong = False
+    command = [sys.executable, "-m", "cast", "bench", "latency", "--device", "cuda", "--seconds", "1"]
+    command += ["--out", str(RESULTS / f"latency_sm{machine()['sm']}")]
+    try:
+        wrong = subprocess.run(command, cwd=ROOT, check=False, timeout=max(30, left() / 2)).returncode != 0
+    except subprocess.TimeoutExpired:
+        print("cast bench latency ran out of time; batches that it finished are in its latency.csv")
     table = Table(RESULTS / f"ops_sm{machine()['sm']}.csv")
     print("== headlines", flush=True)
     for group in HEADLINES:
@@ -63,7 +72,7 @@ def main() -> int:
             print(f"out of time before {group}")
             break
         run([group], table)
-    return 0
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cast._terminal import Progress, exit_code, prepare_streams, printable, stop_signals
+from cast.bench.cli import add_bench
 
 if TYPE_CHECKING:
     from cast.weights import LoadedModel
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_streams()
     parser = _parser()
     arguments = parser.parse_args(argv)
+    arguments.argv = sys.argv[1:] if argv is None else list(argv)
     with stop_signals(restore=argv is not None):
         try:
             return arguments.run(arguments)
@@ -113,6 +115,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--levels", type=_levels, metavar="K,K,..", help="segments of each level, fine to coarse")
     export.add_argument("--size", type=_positive, metavar="S", help="side of the images (default: the model's)")
     export.set_defaults(run=_export)
+
+    add_bench(commands)
     return parser
 
 

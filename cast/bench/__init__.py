@@ -1,0 +1,1 @@
+"""`cast bench`: what models cost on this machine, superpixels included, beside the models that they replace."""
