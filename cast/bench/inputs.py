@@ -42,7 +42,7 @@ def seeds_worker(settings: SuperpixelConfig) -> tuple[Maker, str]:
     OpenCV where it is installed, else `cast_kernels.seeds` in OpenCV's order; the number of superpixels and the bins
     are those of ``settings``, the iterations those of the published recipe with as many bins.
     """
-    iterations = 20 if settings.bins == 15 else 15
+    iterations = settings.as_published().iterations or 20
     try:
         import cv2
 

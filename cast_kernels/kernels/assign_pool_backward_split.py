@@ -411,8 +411,11 @@ def _product_tiles(
     if B * triton.cdiv(M, block_m) * triton.cdiv(W, block_w) < count:
         block_m, block_w = min(32, block_m), min(32, block_w)
     default = {f"BLOCK_{m}": block_m, f"BLOCK_{w}": block_w, f"BLOCK_{over}": 16 if dtype == torch.float32 else 32}
+    options = dict(OPTIONS)
+    if arch >= 120 and name == "grad_token":  # with 4 warps the assembler spills to admit one more block
+        options["num_warps"] = 8
     sizes = {m: M, w: W, over: depth}
-    return split_options(tiles(f"assign_pool_split_{name}", arch, default | OPTIONS, **sizes))
+    return split_options(tiles(f"assign_pool_split_{name}", arch, default | options, **sizes))
 
 
 def _elementwise_tiles(name: str, arch: int, N: int, K: int) -> tuple[dict, dict]:
