@@ -17,7 +17,8 @@ PREFIX = "cast: "
 ALL = "all"
 # Ops that are parts of their own, wherever they are called.
 OPS = {
-    "cast_kernels::seeds": "superpixels",
+    "cast_kernels::seeds_parallel": "superpixels",
+    "cast_kernels::seeds_sequential": "superpixels",
     "cast_kernels::segment_mean": "means",
     "cast_kernels::farthest_point_sample": "sampling",
     "cast_kernels::assign_pool": "assignment",
