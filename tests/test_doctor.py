@@ -114,6 +114,8 @@ def test_an_old_gpu_runs_the_references(monkeypatch):
     backend, reason = doctor._kernel("cuda")
     assert backend == "PyTorch reference"
     assert "8.0" in reason
+    assert doctor._seeds_backend("cuda")[0] == "C++ on the host"
+    assert doctor._lab_backend("cuda")[0] == "PyTorch reference"
     x, index = torch.randn(2, 9, 4), torch.arange(18).view(2, 9) % 4
     for module, arguments in (
         ("assign_pool", (x, index[:, :3], x, 5.0)),

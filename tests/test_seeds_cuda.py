@@ -109,6 +109,20 @@ def test_missing_driver_is_a_readable_error():
         )
 
 
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0)])
+def test_a_gpu_before_sm_80_leaves_it_to_the_host(capability, monkeypatch):
+    """As the other ops leave it to their references: no binary holds code for it."""
+    native = _ext.load()
+
+    class Built:
+        def build_info(self):
+            return native.build_info() | {"cuda": "13.0"}
+
+    monkeypatch.setattr(_ext, "load", Built)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    assert page._runs_on_gpu(torch.zeros(1, 24, 24, 3, dtype=torch.uint8)) == (capability >= (8, 0))
+
+
 # On a GPU
 def batch_of(height, width, makers=MAKERS):
     return torch.from_numpy(np.stack([maker(height, width, seed) for seed, maker in enumerate(makers)]))
