@@ -113,7 +113,7 @@ def test_a_gpu_before_sm_80_runs_the_reference(monkeypatch):
     monkeypatch.setattr(_ext, "load", Built)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
     image = testing.synthetic_image(5, 7)
-    assert torch.equal(page._rgb_to_lab_cuda(image[None]), rgb_to_lab_ref(image[None]))
+    assert torch.equal(page._rgb_to_lab_cuda(image), rgb_to_lab_ref(image))
 
 
 def test_missing_driver_is_a_readable_error():

@@ -1,10 +1,14 @@
 """SEEDS on a GPU: the labels of the CPU, bit for bit, whatever the driver; and how a device's limits choose it."""
 
 import importlib
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from gpu_checks import (
     assert_devices_agree,
     assert_graph_replays,
@@ -208,6 +212,32 @@ class TestOnGpu:
 
         image = batch_of(97, 131).cuda()
         assert_graph_replays(run, (image.clone(),), (image.flip(0),))
+
+    @pytest.mark.parametrize("order", ["parallel", "sequential"])
+    def test_graph_of_the_first_call(self, order):
+        """Nothing has been loaded when the capture begins."""
+        code = f"""
+import torch
+from cast_kernels import seeds, testing
+image = testing.synthetic_image(64, 96).repeat(40, 1, 1, 1)
+still = image.cuda()
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    labels = seeds(still, 20, order={order!r})
+graph.replay()
+assert torch.equal(labels.cpu(), seeds(image, 20, order={order!r}))
+"""
+        run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr[-3000:]
+
+    def test_threads_with_images_of_different_sizes(self):
+        """Blocks with more and with less shared memory are launched at once."""
+        images = [batch_of(size, size).cuda() for size in (24, 96, 160, 224)]
+        expected = [on_gpu(image, 10, "block") for image in images]
+        with ThreadPoolExecutor(len(images)) as pool:
+            for _ in range(50):
+                found = pool.map(lambda image: on_gpu(image, 10, "block"), images)
+                assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
     @pytest.mark.parametrize("run", [parallel, sequential])
     def test_second_stream(self, run):
