@@ -100,29 +100,36 @@ def _examine(op: str, device: str) -> Finding:
 
 
 # What runs where
+_TOO_OLD = "the kernels need a GPU of compute capability 8.0 or newer"
+
+
 def _seeds_backend(device: str) -> tuple[str, str]:
     info = _ext.load().build_info()
     if device == "cpu":
         return f"C++, {info['simd_used']}", f"the best of {', '.join(info['simd'])} that this CPU has"
-    if info["cuda"]:
-        return "CUDA", "both orders; images above 8,191 pixels a side or 2^24 in all run on the host"
-    return "C++ on the host", "the extension was built without nvcc: the images are copied to the host and back"
+    if not info["cuda"]:
+        return "C++ on the host", "the extension was built without nvcc: the images are copied to the host and back"
+    if not has_kernels(torch.device(device)):
+        return "C++ on the host", f"{_TOO_OLD}: the images are copied to the host and back"
+    return "CUDA", "both orders; images above 8,191 pixels a side or 2^24 in all run on the host"
 
 
 def _lab_backend(device: str) -> tuple[str, str]:
     info = _ext.load().build_info()
     if device == "cpu":
         return "C++", "integer tables"
-    if info["cuda"]:
-        return "CUDA", "the extension was built with nvcc"
-    return "PyTorch reference", "the extension was built without nvcc"
+    if not info["cuda"]:
+        return "PyTorch reference", "the extension was built without nvcc"
+    if not has_kernels(torch.device(device)):
+        return "PyTorch reference", _TOO_OLD
+    return "CUDA", "the extension was built with nvcc"
 
 
 def _kernel(device: str, beyond: str = "float64 runs") -> tuple[str, str]:
     if device == "cpu":
         return "PyTorch reference", "the CPU's path"
     if not has_kernels(torch.device(device)):
-        return "PyTorch reference", "the kernels need a GPU of compute capability 8.0 or newer"
+        return "PyTorch reference", _TOO_OLD
     return f"Triton {metadata.version('triton')}", f"{beyond} the PyTorch reference"
 
 

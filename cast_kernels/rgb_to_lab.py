@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cast_kernels import _ext
+from cast_kernels._cuda import has_kernels
 from cast_kernels._rgb import channel_dim
 from cast_kernels._vmap import folded
 
@@ -87,7 +88,7 @@ def _rgb_to_lab_cpu(image: Tensor) -> Tensor:
 
 def _rgb_to_lab_cuda(image: Tensor) -> Tensor:
     native = _ext.load()
-    if native.build_info()["cuda"] is None:
+    if native.build_info()["cuda"] is None or not has_kernels(image.device):
         return rgb_to_lab_ref(image)
     image = image.contiguous()
     lab = torch.empty_like(image)

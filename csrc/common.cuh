@@ -10,6 +10,7 @@ namespace cast_kernels {
 
 inline void check(cudaError_t error, const char* op) {
   if (error != cudaSuccess) {
+    cudaGetLastError();  // the runtime keeps it for the next call that asks: this one is told here
     throw std::runtime_error(std::string(op) + ": CUDA launch failed: " + cudaGetErrorString(error));
   }
 }

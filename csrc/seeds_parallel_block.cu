@@ -45,9 +45,9 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 void launch_block(const SeedsBatch& images, const SeedsOutput& output, const ParallelPlan& plan,
                   const ParallelLaunch& launch, char* workspace, cudaStream_t stream) {
   const auto kernel = launch.near_bins ? seeds_block_kernel<true> : seeds_block_kernel<false>;
-  check(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(launch.shared_bytes)),
-      "seeds");
+  // The device's limit, not this launch's need: another thread could lower that before the launch.
+  const auto most = static_cast<int>(device_limits().block_memory);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), "seeds");
   kernel<<<launch.slots, kBlockThreads, launch.shared_bytes, stream>>>(plan, images, output, launch.near_used,
                                                                        workspace, launch.slot_bytes);
   check_launch("seeds");

@@ -9,13 +9,15 @@
 namespace cast_kernels {
 namespace {
 
-constexpr int kThreads = 256;  // one warp decides; the others list pairs, and start and end the image with it
-constexpr int kBlocksPerMultiprocessor = 8;
+// One warp decides; the others list pairs, and start and end the image with it. Deciding waits for memory most of the
+// time: two blocks share a multiprocessor, for which 256 threads would spill.
+constexpr int kThreads = 224;
+constexpr int kResidentBlocks = 2;              // of a multiprocessor
 constexpr size_t kWorkspace = size_t{2} << 30;  // bytes, unless a single image needs more
 
 __device__ const LabTables device_tables;
 
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, kResidentBlocks)
     seeds_sequential_kernel(const __grid_constant__ SequentialPlan plan, const __grid_constant__ SeedsBatch images,
                             int32_t* labels, int stride, char* workspace, size_t slot_bytes) {
   __shared__ SequentialScratch scratch;
@@ -35,7 +37,7 @@ size_t slot_bytes(const SequentialPlan& plan) {
 
 int slots(const SequentialPlan& plan, int64_t batch, const DeviceLimits& limits) {
   const auto room = static_cast<int64_t>(std::max<size_t>(kWorkspace / slot_bytes(plan), 1));
-  const int64_t resident = static_cast<int64_t>(limits.multiprocessors) * kBlocksPerMultiprocessor;
+  const int64_t resident = static_cast<int64_t>(limits.multiprocessors) * kResidentBlocks;
   return static_cast<int>(std::clamp<int64_t>(batch, 1, std::min(room, resident)));
 }
 

@@ -1,3 +1,5 @@
+import importlib
+
 import pytest
 import torch
 
@@ -98,6 +100,20 @@ def test_compile_fullgraph(device):
 def test_rejects_bad_image(image, error, message):
     with pytest.raises(error, match=message):
         rgb_to_lab(image)
+
+
+def test_a_gpu_before_sm_80_runs_the_reference(monkeypatch):
+    """No binary holds code for it: asking one would fail."""
+    page = importlib.import_module("cast_kernels.rgb_to_lab")  # the name in the package is the function
+
+    class Built:
+        def build_info(self):
+            return {"cuda": "13.0"}
+
+    monkeypatch.setattr(_ext, "load", Built)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+    image = testing.synthetic_image(5, 7)
+    assert torch.equal(page._rgb_to_lab_cuda(image), rgb_to_lab_ref(image))
 
 
 def test_missing_driver_is_a_readable_error():

@@ -1,10 +1,14 @@
 """SEEDS on a GPU: the labels of the CPU, bit for bit, whatever the driver; and how a device's limits choose it."""
 
 import importlib
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from gpu_checks import (
     assert_devices_agree,
     assert_graph_replays,
@@ -109,6 +113,20 @@ def test_missing_driver_is_a_readable_error():
         )
 
 
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0)])
+def test_a_gpu_before_sm_80_leaves_it_to_the_host(capability, monkeypatch):
+    """As the other ops leave it to their references: no binary holds code for it."""
+    native = _ext.load()
+
+    class Built:
+        def build_info(self):
+            return native.build_info() | {"cuda": "13.0"}
+
+    monkeypatch.setattr(_ext, "load", Built)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    assert page._runs_on_gpu(torch.zeros(1, 24, 24, 3, dtype=torch.uint8)) == (capability >= (8, 0))
+
+
 # On a GPU
 def batch_of(height, width, makers=MAKERS):
     return torch.from_numpy(np.stack([maker(height, width, seed) for seed, maker in enumerate(makers)]))
@@ -194,6 +212,32 @@ class TestOnGpu:
 
         image = batch_of(97, 131).cuda()
         assert_graph_replays(run, (image.clone(),), (image.flip(0),))
+
+    @pytest.mark.parametrize("order", ["parallel", "sequential"])
+    def test_graph_of_the_first_call(self, order):
+        """Nothing has been loaded when the capture begins."""
+        code = f"""
+import torch
+from cast_kernels import seeds, testing
+image = testing.synthetic_image(64, 96).repeat(40, 1, 1, 1)
+still = image.cuda()
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    labels = seeds(still, 20, order={order!r})
+graph.replay()
+assert torch.equal(labels.cpu(), seeds(image, 20, order={order!r}))
+"""
+        run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr[-3000:]
+
+    def test_threads_with_images_of_different_sizes(self):
+        """Blocks with more and with less shared memory are launched at once."""
+        images = [batch_of(size, size).cuda() for size in (24, 96, 160, 224)]
+        expected = [on_gpu(image, 10, "block") for image in images]
+        with ThreadPoolExecutor(len(images)) as pool:
+            for _ in range(50):
+                found = pool.map(lambda image: on_gpu(image, 10, "block"), images)
+                assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
     @pytest.mark.parametrize("run", [parallel, sequential])
     def test_second_stream(self, run):
