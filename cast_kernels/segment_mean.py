@@ -12,10 +12,13 @@ from torch import Tensor
 from cast_kernels._checks import check_count, check_float, check_labels, check_same_device, shown
 from cast_kernels._cuda import has_kernels
 from cast_kernels._rows import accumulator, full_precision, gather_rows, sum_rows
+from cast_kernels._segment_weights import interpolated_mean, interpolated_mean_transpose, interpolation_matrix
 from cast_kernels._vmap import fold, unfold
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 MAX_SEGMENTS = 16_383  # above, the reference runs: a program holds a counter per segment, and one more, on chip
+LEAST_CHANNELS = 128  # below these, the CPU interpolates a map, which is then as fast as weighing its cells
+LEAST_VALUES = 2**22  # of the interpolated map of one image
 
 
 # 1. Public function
@@ -114,15 +117,19 @@ def segment_mean_ref(
     """The definition: bring the map to the grid of the labels, sum by label, divide by the count."""
     dtype = x.dtype if add is None else torch.promote_types(x.dtype, add.dtype)
     B, grid = x.shape[0], labels.shape[1:]
-    labels = labels.flatten(1)
-    ones = torch.ones(*labels.shape, 1, dtype=torch.float32, device=x.device)
-    count = sum_rows(ones, labels, num_segments)  # [B, S, 1]
+    count = _count(labels, num_segments)
     maps = [(x, interpolation)] if add is None else [(x, interpolation), (add.expand(B, -1, -1, -1), add_interpolation)]
     mean = 0.0
     for m, mode in maps:
         fine = _resize(m.to(accumulator(dtype)), grid, mode)  # [B, H', W', C]
-        mean = mean + sum_rows(fine.flatten(1, 2), labels, num_segments) / count.clamp(min=1)
-    return mean.to(dtype), count[..., 0].contiguous()
+        mean = mean + sum_rows(fine.flatten(1, 2), labels.flatten(1), num_segments) / count.clamp(min=1)[..., None]
+    return mean.to(dtype), count
+
+
+def _count(labels: Tensor, num_segments: int) -> Tensor:
+    labels = labels.flatten(1)
+    ones = torch.ones(*labels.shape, 1, dtype=torch.float32, device=labels.device)
+    return sum_rows(ones, labels, num_segments)[..., 0].contiguous()  # [B, S]
 
 
 def _resize(x: Tensor, grid: tuple[int, int], interpolation: str | None) -> Tensor:
@@ -142,16 +149,9 @@ def _resize_adjoint(grad: Tensor, grid: tuple[int, int], interpolation: str | No
     """
     if interpolation is None:
         return grad
-    rows = _interpolation_matrix(grid[0], grad.shape[1], interpolation, grad)
-    columns = _interpolation_matrix(grid[1], grad.shape[2], interpolation, grad)
+    rows = interpolation_matrix(grid[0], grad.shape[1], interpolation, grad)
+    columns = interpolation_matrix(grid[1], grad.shape[2], interpolation, grad)
     return torch.einsum("Yy,bYXc,Xx->byxc", rows, grad, columns)
-
-
-def _interpolation_matrix(size: int, new_size: int, interpolation: str, like: Tensor) -> Tensor:
-    """[new_size, size], what ``interpolate`` does along one axis: the identity, interpolated."""
-    basis = torch.eye(size, dtype=like.dtype, device=like.device)[None, :, :, None]  # channel i is the i-th unit vector
-    options = {} if interpolation == "nearest" else {"align_corners": False}
-    return F.interpolate(basis, size=(new_size, 1), mode=interpolation, **options)[0, :, :, 0].mT
 
 
 # 3. Registration
@@ -163,6 +163,32 @@ def _(x, labels, num_segments, add=None, interpolation=None, add_interpolation=N
     dtype = x.dtype if add is None else torch.promote_types(x.dtype, add.dtype)
     B, C = x.shape[0], x.shape[3]
     return x.new_empty(B, num_segments, C, dtype=dtype), x.new_empty(B, num_segments, dtype=torch.float32)
+
+
+@_op.register_kernel("cpu")
+@full_precision
+def _cpu(x, labels, num_segments, add=None, interpolation=None, add_interpolation=None):
+    maps = [(x, interpolation)] if add is None else [(x, interpolation), (add, add_interpolation)]
+    if not any(_is_weighed(m.shape, labels, mode) for m, mode in maps):
+        return segment_mean_ref(x, labels, num_segments, add, interpolation, add_interpolation)
+    dtype = x.dtype if add is None else torch.promote_types(x.dtype, add.dtype)
+    count, mean = _count(labels, num_segments), 0.0
+    for m, mode in maps:
+        if _is_weighed(m.shape, labels, mode):
+            mean = mean + interpolated_mean(m, labels, count, mode, accumulator(dtype))
+        else:
+            wide = m.to(accumulator(dtype)).expand(labels.shape[0], -1, -1, -1)
+            mean = mean + segment_mean_ref(wide, labels, num_segments, None, mode)[0]
+    return mean.to(dtype), count
+
+
+def _is_weighed(shape: list[int], labels: Tensor, interpolation: str | None) -> bool:
+    """Whether a map of ``shape`` [B, h, w, C] is averaged on the CPU by weights of its cells, without interpolating it.
+
+    Below, the reference is as fast; and the matrices of interpolation must not outgrow the label map.
+    """
+    (_, h, w, C), (_, H, W) = shape, labels.shape
+    return interpolation is not None and h * H + w * W <= H * W and C >= LEAST_CHANNELS and H * W * C >= LEAST_VALUES
 
 
 @_op.register_kernel("cuda")
@@ -221,6 +247,16 @@ _op_backward = torch.library.custom_op("cast_kernels::segment_mean_backward", mu
 @_op_backward.register_fake
 def _(grad_mean, labels, count, shape, interpolation, dtype, channels_first):
     return empty_map(grad_mean, shape, dtype, channels_first)
+
+
+@_op_backward.register_kernel("cpu")
+@full_precision
+def _backward_cpu(grad_mean, labels, count, shape, interpolation, dtype, channels_first):
+    if not _is_weighed(shape, labels, interpolation):
+        return segment_mean_backward_ref(grad_mean, labels, count, shape, interpolation, dtype, channels_first)
+    wide = grad_mean.to(accumulator(grad_mean.dtype))
+    grad = interpolated_mean_transpose(wide, labels, count, shape, interpolation)
+    return empty_map(wide, shape, dtype, channels_first).copy_(grad)
 
 
 @_op_backward.register_kernel("cuda")
