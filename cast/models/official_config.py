@@ -40,7 +40,7 @@ def infer_config(state: Mapping[str, Tensor], **settings: Any) -> ImageConfig:
     encoder = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
     template = CONFIGS[_family(prefix, encoder, state)]
     if isinstance(settings.get("superpixels"), dict):
-        own = dataclasses.replace(template.superpixels.as_published(), **settings["superpixels"])
+        own = template.superpixels.as_published().replace(**settings["superpixels"])
         settings = settings | {"superpixels": own}
     found = _shapes(encoder, template) | _head(prefix, encoder, state, template)
     config = dataclasses.replace(template, **(found | _positions(encoder, template) | settings))
