@@ -41,7 +41,7 @@ def small(name, **overrides):
             case "num_clusters":
                 changes["num_clusters"] = GRANULARITY
             case "superpixels":
-                changes["superpixels"] = dataclasses.replace(value, num_superpixels=25, iterations=4)
+                changes["superpixels"] = dataclasses.replace(value, num_superpixels=25)
             case "projector_dims":
                 changes["projector_dims"] = (20, 20, 12)
             case "pos_embed_size":
