@@ -52,7 +52,7 @@ def export_program(
         The program; ``program.module()(image, labels)`` returns a dictionary of the outputs.
 
     Raises:
-        TypeError: ``dtype`` is neither.
+        TypeError: The model is none of this package, or ``dtype`` is neither.
         ValueError: The model is in train mode, or does not take such images or so few superpixels.
     """
     return _trace(model, size, num_segments, hierarchy, dtype, keep=() if portable else None)
@@ -183,6 +183,10 @@ def _trace(
     keep: tuple[str, ...] | None,
 ) -> ExportedProgram:
     """Trace a model; ``keep`` names the ops of this package that stay, None = all."""
+    if not isinstance(model, ImageModel):
+        raise TypeError(
+            f"expected a model of this package, got {type(model).__name__}; torch.export.export takes any module"
+        )
     if dtype != torch.uint8 and not dtype.is_floating_point:
         raise TypeError(f"expected dtype uint8 or floating point, got {dtype}")
     if model.training:

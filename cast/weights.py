@@ -1,5 +1,6 @@
 """A model for photos: of a name, a file or a folder, or with random weights that are the same in every run."""
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,10 +104,13 @@ def _loaded_model(name: str | None, path: Path) -> tuple[ImageModel, str]:
             raise ValueError(f"{path} holds {found}, not {name}")
         return model, hash_file(path / WEIGHTS)
     found = read_weights(path)
-    if name is None and any("patch_embed." in key for key in found.state):
+    published = any("patch_embed." in key for key in found.state)
+    if name is None and published:
         return build_official(found, path).model, hash_file(path)
     model, _ = _random_model(name or DEFAULT_NAME)
     _load_state(model, found.state, path)
+    if published and isinstance(model, Trunk):  # as without a name
+        model.config = dataclasses.replace(model.config, superpixels=model.config.superpixels.as_published())
     return model, hash_file(path)
 
 

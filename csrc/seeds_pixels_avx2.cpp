@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "bit_table.h"
 #include "host_device.h"
 #include "seeds_pixels.h"
 
@@ -10,20 +11,6 @@ namespace cast_kernels {
 namespace {
 
 #include "seeds_pair.inl"
-
-// The positions of the set bits of every byte, one per byte of the entry, the rest zero.
-struct BitTable {
-  uint64_t positions[256];
-
-  constexpr BitTable() : positions() {
-    for (unsigned byte = 0; byte < 256; ++byte) {
-      int count = 0;
-      for (unsigned bit = 0; bit < 8; ++bit) {
-        if ((byte >> bit & 1) != 0) positions[byte] |= static_cast<uint64_t>(bit) << (8 * count++);
-      }
-    }
-  }
-};
 
 constexpr BitTable kBits;
 

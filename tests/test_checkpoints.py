@@ -191,6 +191,11 @@ def test_settings_win(tmp_path):
     assert config.num_clusters == (16, 8, 4, 2)
     assert config.superpixels == SuperpixelConfig(40).as_published()
     assert config.num_heads == 6
+    config = cast.load_official(tmp_path / "w.pth", superpixels={"order": "parallel", "quality": "fast"}).model.config
+    assert config.superpixels == SuperpixelConfig(16, quality="fast")  # the number still follows the image size
+    torch.save(to_official(make_model("vit")), tmp_path / "vit.pth")
+    with pytest.raises(TypeError, match="superpixels"):
+        cast.load_official(tmp_path / "vit.pth", superpixels={"bins": 5})
     with pytest.raises(TypeError, match="colour"):
         cast.load_official(tmp_path / "w.pth", colour=1)
     with pytest.raises(ValueError, match="does not fit"):
@@ -214,6 +219,16 @@ def test_every_registered_model_is_recognised(name):
     assert registered_name(found) == name
     assert registered_name(dataclasses.replace(found, num_classes=max(1, found.num_classes) + 1)) == name
     assert registered_name(dataclasses.replace(found, embed_dim=96)) is None
+
+
+def test_saved_again_it_keeps_its_superpixels(tmp_path):
+    torch.save(deit_file(to_official(make_model("cast_deit"))), tmp_path / "w.pth")
+    model, _ = cast.load_official(tmp_path / "w.pth")
+    for name, saved in (("plain", model), ("fused", model.fuse())):
+        saved.save_pretrained(tmp_path / name)
+        again = cast.from_pretrained(tmp_path / name)
+        assert again.config == saved.config
+        assert (again.config.superpixels.order, again.config.superpixels.iterations) == ("sequential", 15)
 
 
 def test_safetensors(tmp_path):
@@ -282,6 +297,9 @@ def test_other_models(tmp_path):
     torch.save({"cls_token": torch.zeros(1, 1, 24), "pos_embed": torch.zeros(1, 5, 24),
                 "patch_embed.proj.weight": torch.zeros(24, 3, 16, 16)}, tmp_path / "w.pth")  # fmt: skip
     with pytest.raises(ValueError, match="load them with timm"):
+        cast.load_official(tmp_path / "w.pth")
+    torch.save(make_model("cast").state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="this package's own names; load them with cast.from_pretrained"):
         cast.load_official(tmp_path / "w.pth")
     torch.save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "w.pth")
     with pytest.raises(ValueError, match="expected weights of a published model"):

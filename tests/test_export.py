@@ -185,6 +185,12 @@ def test_bad_arguments(tmp_path, options, error, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_other_modules_are_not_ours_to_export(tmp_path):
+    for module in (create_model("cast_mini", features_only=True).eval(), torch.nn.Linear(2, 2).eval()):
+        with pytest.raises(TypeError, match=f"expected a model of this package, got {type(module).__name__}"):
+            export_onnx(module, tmp_path / "model.onnx")
+
+
 def test_train_mode(tmp_path):
     with pytest.raises(ValueError, match=r"call eval\(\)"):
         export_program(make_model().train())

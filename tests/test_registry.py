@@ -77,8 +77,9 @@ def test_overrides():
         create_model("cast_tiny")
     with pytest.raises(TypeError, match="depth"):
         create_model("cast_small", depth=3)
-    with pytest.raises(TypeError, match="num_clusters"):
-        create_model("vit_conv_small", num_clusters=(4,))
+    for foreign in ({"num_clusters": (4,)}, {"superpixels": {"bins": 5}}, {"compat": "published"}):
+        with pytest.raises(TypeError, match=next(iter(foreign))):
+            create_model("vit_conv_small", **foreign)
 
 
 def test_timm_builds_its_own_baselines(monkeypatch):
@@ -86,9 +87,33 @@ def test_timm_builds_its_own_baselines(monkeypatch):
     vit = create_model("vit_deit_small", num_classes=7, depth=1)
     assert isinstance(vit, timm.models.VisionTransformer)
     assert (vit.embed_dim, vit.head.out_features, len(vit.blocks)) == (384, 7, 1)
+    maps = create_model("vit_deit_tiny", features_only=True, out_indices=1, output_fmt="NCHW", depth=2)
+    assert [tuple(m.shape) for m in maps(torch.zeros(1, 3, 224, 224))] == [(1, 192, 14, 14)]
+    with pytest.raises(ValueError, match="returns maps, got 'NLC'"):  # tokens were asked for, maps came
+        create_model("vit_deit_tiny", features_only=True, output_fmt="NLC")
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ImportError, match=r"vit_deit_small is built by timm: pip install .*\[timm\]"):
+    with pytest.raises(ImportError, match=r"needs timm.*pip install .*\[timm\]"):
         create_model("vit_deit_small")
+
+
+def test_another_order_drops_the_options_of_this_one():
+    published = create_model("cast_mini", compat="published", superpixels={"bins": 5}).config.superpixels
+    assert (published.order, published.bins, published.iterations) == ("sequential", 5, 20)
+    parallel = create_model("cast_mini", compat="published", superpixels={"order": "parallel", "quality": "fast"})
+    assert parallel.config.superpixels == SuperpixelConfig(quality="fast")
+    assert SuperpixelConfig(quality="fast").replace(order="sequential", prior=1).options() == {
+        "bins": 15, "order": "sequential", "quality": None, "iterations": None, "prior": 1, "num_levels": None,
+        "double_step": None}  # fmt: skip
+    with pytest.raises(ValueError, match="iterations=3 is not an option"):
+        SuperpixelConfig().replace(iterations=3)
+
+
+def test_configs_written_before_there_was_a_parallel_order():
+    values = {"num_superpixels": 196, "bins": 5, "iterations": 15, "prior": 2, "num_levels": 1, "double_step": False}
+    config = CastConfig.from_dict({"kind": "cast", "superpixels": values | {"order": "sequential"}})
+    images = torch.randint(0, 256, (1, 64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    theirs = seeds(images, 24, **config.superpixels.options())
+    assert torch.equal(theirs, seeds(images, 24, **SuperpixelConfig(bins=5).as_published().options()))
 
 
 def test_config_survives_json():

@@ -10,6 +10,8 @@ from cast._weight_files import read_weights
 from cast.models.official import to_official
 from cast.weights import load_model
 
+PUBLISHED = ("published.pth", "deit.pth", "probe.pth.tar", "moco.pth.tar", "both.safetensors")  # names of parameters
+
 
 def weights_files(tmp_path, model):
     """The same weights in every form that is read."""
@@ -48,6 +50,11 @@ def test_weights_of_every_form(tmp_path):
         with torch.inference_mode():
             found = loaded.model(image, labels, 176)
         assert torch.equal(found, embedding if name.startswith("moco") else expected), name
+        theirs = "sequential" if name in PUBLISHED else "parallel"  # a name beside published weights changes nothing
+        assert loaded.model.config.superpixels.order == theirs, name
+        if name in PUBLISHED:
+            unnamed = load_model(weights=tmp_path / name, device="cpu").model.config
+            assert loaded.model.config.superpixels == unnamed.superpixels
 
 
 def test_the_weights_tell_the_model(tmp_path):

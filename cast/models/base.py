@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cast.layers import resize_pos_embed, sincos_2d
 
 from .config import CastSegConfig, ImageConfig
-from .features import Intermediates
+from .features import Intermediates, check_global_pool
 from .fuse import fold_batch_norms
 from .init import init_linear
 from .saving import Saving
@@ -161,12 +161,18 @@ class ImageModel(Saving, Intermediates, nn.Module):
             raise ValueError("a fused model is for inference only: train the model that fuse() was called on")
         return super().train(mode)
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a fresh one, or for ``num_classes=0`` by the identity; updates ``config``.
 
+        Args:
+            num_classes: Width of the classifier.
+            global_pool: timm's way to choose what the classifier sees; None or "token", as that cannot be chosen here.
+
         Raises:
-            ValueError: ``num_classes`` is no integer of at least 0; the model is as before then.
+            ValueError: ``num_classes`` is no integer of at least 0, or ``global_pool`` is another; the model is as
+                before then.
         """
+        check_global_pool(global_pool)
         config = dataclasses.replace(self.config, num_classes=num_classes)
         head: nn.Module = nn.Identity()
         if num_classes:

@@ -143,19 +143,23 @@ class CastSeg(Trunk):
             output, features[:, 0], features[:, 1:], make_hierarchy(labels, results), pooled_levels(results)
         )
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the head by a fresh linear classifier, or for 0 by the identity; updates ``config``.
 
+        Args:
+            num_classes: Width of the classifier.
+            global_pool: As for `Cast`.
+
         Raises:
-            ValueError: ``num_classes`` is no integer of at least 0, or an encoder is asked for a classifier; the model
-                is as before then.
+            ValueError: ``num_classes`` is no integer of at least 0, an encoder is asked for a classifier, or
+                ``global_pool`` is another; the model is as before then.
         """
         if self.config.stage == "encoder" and num_classes != 0:
             raise ValueError(f'expected num_classes=0 for a model of stage "encoder", got {num_classes!r}')
         before = self.config
         self.config = dataclasses.replace(self.config, head="linear")
         try:
-            super().reset_classifier(num_classes)
+            super().reset_classifier(num_classes, global_pool)
         except ValueError:
             self.config = before
             raise

@@ -14,6 +14,7 @@ from cast.layers import resize_labels, tokens_to_pixels
 from .cast_seg import CastSeg
 from .compat import present_labels
 from .config import CastSegmenterConfig
+from .features import check_global_pool
 from .fuse import fold_batch_norms
 from .heads import ConvDecoder, LinearDecoder, MaskTransformer
 from .inputs import channels_first
@@ -75,12 +76,18 @@ class CastSegmenter(CastSeg):
             return tokens
         return self.decoder(tokens) if present is None else self.decoder(tokens, present)
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the decoder by a fresh one; updates ``config``.
 
+        Args:
+            num_classes: Number of classes.
+            global_pool: As for `Cast`.
+
         Raises:
-            ValueError: ``num_classes`` is no integer of at least 1; the model is as before then.
+            ValueError: ``num_classes`` is no integer of at least 1, or ``global_pool`` is another; the model is as
+                before then.
         """
+        check_global_pool(global_pool)
         config = dataclasses.replace(self.config, num_classes=num_classes)
         self.decoder = self._make_decoder(config).to(self.cls_token).train(self.training)
         self.config = config

@@ -13,9 +13,8 @@ from cast_kernels import seeds, seeds_count
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
 PUBLISHED_ITERATIONS = {15: 20, 5: 15}  # of SEEDS in OpenCV's order, by its colour bins
+_ORDER_OPTIONS = ("quality", "iterations", "prior", "num_levels", "double_step")  # each of one order only
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,11 @@ class SuperpixelConfig:
     def count(self, height: int, width: int, num_superpixels: int) -> int:
         """Return how many superpixels come of a request for an image of this size."""
         return seeds_count(height, width, num_superpixels, self.num_levels or 1)
+
+    def replace(self, **changes: Any) -> Self:
+        """Return the settings with some of them changed; another ``order`` drops the options of this one."""
+        dropped = dict.fromkeys(_ORDER_OPTIONS) if changes.get("order", self.order) != self.order else {}
+        return dataclasses.replace(self, **(dropped | changes))
 
     def as_published(self) -> Self:
         """Return the settings in OpenCV's order, with as many iterations as the published recipe of these bins."""

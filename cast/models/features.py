@@ -144,6 +144,16 @@ def check_format(output_fmt: str) -> bool:
     return output_fmt in _MAPS
 
 
+def check_global_pool(global_pool: str | None) -> None:
+    """Check what timm's scripts choose for the classifier to see.
+
+    Raises:
+        ValueError: It is neither None nor "token".
+    """
+    if global_pool not in (None, "token"):
+        raise ValueError(f"expected global_pool='token', which is all that these models have, got {global_pool!r}")
+
+
 class Run(NamedTuple):
     """What a model made of an image on the way."""
 

@@ -27,7 +27,8 @@ def infer_config(state: Mapping[str, Tensor], **settings: Any) -> ImageConfig:
 
     Args:
         state: Published names, of one model, without a prefix such as ``module.``.
-        **settings: Fields of the config that are set instead of found.
+        **settings: Fields of the config that are set instead of found; ``superpixels`` also as a dict of those of its
+            fields that are.
 
     Returns:
         The config.
@@ -39,17 +40,15 @@ def infer_config(state: Mapping[str, Tensor], **settings: Any) -> ImageConfig:
     prefix = next(p for p in _PREFIXES if not p or any(name.startswith(p) for name in state))
     encoder = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
     template = CONFIGS[_family(prefix, encoder, state)]
-    if isinstance(settings.get("superpixels"), dict):
-        own = dataclasses.replace(template.superpixels.as_published(), **settings["superpixels"])
-        settings = settings | {"superpixels": own}
-    found = _shapes(encoder, template) | _head(prefix, encoder, state, template)
-    config = dataclasses.replace(template, **(found | _positions(encoder, template) | settings))
-    if isinstance(config, ViTConfig) or "superpixels" in settings:
-        return config
+    found = _shapes(encoder, template) | _head(prefix, encoder, state, template) | _positions(encoder, template)
+    changes = settings.get("superpixels", {})
+    if isinstance(template, ViTConfig) or not isinstance(changes, dict):
+        return dataclasses.replace(template, **(found | settings))
+    config = dataclasses.replace(template, **(found | settings | {"superpixels": template.superpixels}))
     area = (config.img_size / template.img_size) ** 2
     count = max(1, round(template.superpixels.num_superpixels * area))
-    own = dataclasses.replace(template.superpixels, num_superpixels=count).as_published()
-    return dataclasses.replace(config, superpixels=own)
+    own = template.superpixels.replace(num_superpixels=count).as_published()
+    return dataclasses.replace(config, superpixels=own.replace(**changes))
 
 
 def registered_name(config: ImageConfig) -> str | None:
@@ -74,6 +73,11 @@ def registered_name(config: ImageConfig) -> str | None:
 
 def _family(prefix: str, encoder: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     """Return a registered model of the family, whose config is the template."""
+    if "stem.proj.weight" in state:
+        raise ValueError(
+            "these are weights in this package's own names; load them with cast.from_pretrained from the folder of "
+            "save_pretrained, or with load_state_dict"
+        )
     for name in ("cls_token", "pos_embed"):
         if name not in encoder or encoder[name].ndim != 3:
             raise ValueError(f"expected weights of a published model, but there is no {prefix}{name} [1, N, C]")

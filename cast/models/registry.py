@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from cast._timm import import_timm
+
 from .base import ImageModel
 from .cast import Cast
 from .cast_seg import CastSeg
@@ -100,7 +102,8 @@ def create_model(
             ``timm.create_model``.
         features_only: Whether the model returns features of several levels instead of classes; see `FeatureExtractor`.
         out_indices: Which levels, with ``features_only``; None = all, an integer n = the last n.
-        output_fmt: Their form, with ``features_only``: "levels" (tokens and label map), "NLC" or "NCHW".
+        output_fmt: Their form, with ``features_only``: "levels" (tokens and label map), "NLC" or "NCHW". timm's
+            models return maps.
 
     Returns:
         The model, its settings in ``model.config``; a `FeatureExtractor` around it; or timm's.
@@ -112,15 +115,17 @@ def create_model(
     """
     if name in TIMM_NAMES:
         if features_only:
+            if output_fmt not in ("levels", "NCHW", "maps"):
+                raise ValueError(f'expected output_fmt="NCHW": {name} is timm\'s and returns maps, got {output_fmt!r}')
             overrides |= {"features_only": True, "out_indices": out_indices}
-        return _create_timm_model(name, **overrides)
+        return import_timm().create_model(TIMM_NAMES[name], **overrides)
     if name not in CONFIGS:
         raise ValueError(f"unknown model {name!r}; known are {', '.join([*list_models(), *TIMM_NAMES])}")
     config = CONFIGS[name]
     if overrides.get("compat") and isinstance(config, CastConfig):
         config = dataclasses.replace(config, superpixels=config.superpixels.as_published())
-    if isinstance(overrides.get("superpixels"), dict):
-        overrides["superpixels"] = dataclasses.replace(config.superpixels, **overrides["superpixels"])
+    if isinstance(overrides.get("superpixels"), dict) and isinstance(config, CastConfig):
+        overrides["superpixels"] = config.superpixels.replace(**overrides["superpixels"])
     model = build_model(dataclasses.replace(config, **overrides))
     return FeatureExtractor(model, out_indices, output_fmt) if features_only else model
 
@@ -128,11 +133,3 @@ def create_model(
 def build_model(config: ImageConfig) -> ImageModel:
     """Build the model that a config is of, with fresh weights, in train mode."""
     return CLASSES[type(config)](config)
-
-
-def _create_timm_model(name: str, **options: Any) -> nn.Module:
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError(f'{name} is built by timm: pip install "cast-kernels[timm]" ({error})') from error
-    return timm.create_model(TIMM_NAMES[name], **options)
