@@ -230,7 +230,7 @@ def test_classifiers(any_model):
     assert any_model.get_classifier() is not classifier
     any_model.reset_classifier(3, global_pool="token")  # as timm's scripts call it
     assert any_model.num_classes == 3
-    with pytest.raises(ValueError, match="expected global_pool='token'.*got 'avg'"):
+    with pytest.raises(ValueError, match=r"expected global_pool='token'.*got 'avg'"):
         any_model.reset_classifier(2, "avg")
     assert any_model.num_classes == 3
 
