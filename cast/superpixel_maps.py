@@ -42,7 +42,8 @@ def superpixels(
             ``cast-kernels[slic]``.
         device: Where images are moved first, and all that comes back lives. None: where they are; arrays, PIL images
             and files are on the CPU. ``cast-kernels doctor`` says what each op runs as on a device.
-        **options: Of ``cast_kernels.seeds`` (order, bins, ...) or ``skimage.segmentation.slic`` (compactness, ...).
+        **options: Of ``cast_kernels.seeds`` (order, bins, ..., but no ``stride``: all pixels have labels here) or
+            ``skimage.segmentation.slic`` (compactness, ...).
 
     Returns:
         ``Superpixels`` of the batch, or of a batch of one; for a list or tuple, a list with one of them for each item.
@@ -97,6 +98,10 @@ def _to_batch(image: ImageLike, name: str) -> Tensor:
 
 
 def _seeds(image: Tensor, num_superpixels: int, options: dict[str, Any]) -> tuple[Tensor, int]:
+    if "stride" in options:
+        raise TypeError(
+            "stride is no option here, where all pixels have labels; cast_kernels.seeds(..., stride=) has it"
+        )
     labels = seeds(image, num_superpixels, **options)
     levels = options.get("num_levels")
     return labels, seeds_count(*image.shape[1:3], num_superpixels, 1 if levels is None else levels)

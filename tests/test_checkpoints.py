@@ -299,7 +299,7 @@ def test_other_models(tmp_path):
     with pytest.raises(ValueError, match="load them with timm"):
         cast.load_official(tmp_path / "w.pth")
     torch.save(make_model("cast").state_dict(), tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"this package's own names; load them with cast.from_pretrained"):
+    with pytest.raises(ValueError, match=r"this package's own names; load them with cast\.from_pretrained"):
         cast.load_official(tmp_path / "w.pth")
     torch.save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "w.pth")
     with pytest.raises(ValueError, match="expected weights of a published model"):

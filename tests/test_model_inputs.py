@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from small_model import grid_labels, make_model, photo
+from small_model import grid_labels, make_model, make_variant, photo
 from torch import nn
 
 from cast import SuperpixelConfig
@@ -198,3 +198,17 @@ def test_other_channels_need_labels(channels):
 def test_rejects_labels_that_are_no_integers():
     with pytest.raises(TypeError, match="float32"):
         make_model()(torch.zeros(1, 3, 64, 64), torch.zeros(1, 64, 64), 16)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["segmentation", "pretrain", "segmenter", None])
+@pytest.mark.parametrize(("height", "width"), [(2048, 64), (48, 2048)])
+def test_images_of_2048_on_a_side(name, height, width):
+    """Not square, with superpixels that the model makes."""
+    model = make_variant(name) if name else make_model()
+    found = model.forward_hierarchy(photo(1, height, width))
+    assert found.logits.isfinite().all()
+    count = model.count_superpixels(height, width)
+    assert found.hierarchy.num_segments == (count, 16, 8, 4)
+    assert found.hierarchy.labels(0).amax() < count
+    assert found.hierarchy.label_maps().shape == (1, 4, height, width)

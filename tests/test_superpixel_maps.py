@@ -253,6 +253,7 @@ def test_what_cannot_be_saved(tmp_path):
         ("no/such/file.png", {}, ValueError, "cannot read"),
         (PHOTO, {"method": "felzenszwalb"}, ValueError, "'seeds', 'slic'"),
         (PHOTO, {"method": "slic", "num_superpixels": 0}, ValueError, "num_superpixels >= 1"),
+        (PHOTO, {"stride": 8}, TypeError, "stride is no option here"),
         (PHOTO, {"method": "slic", "num_superpixels": 2.5}, TypeError, "num_superpixels to be an integer"),
         (PHOTO, {"bins": 99}, ValueError, "bins in 1..40"),
     ],
