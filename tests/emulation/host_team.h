@@ -1,32 +1,39 @@
 // A team of real threads, with what csrc/team.h asks of one: the GPU's code, run by the CPU.
 #pragma once
 
-#include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
 namespace emulation {
 
+// Waiting threads sleep: there are far more of them than cores, and on a busy machine spinning ones starve the rest.
 class Barrier {
  public:
   explicit Barrier(int threads) : threads_(threads) {}
 
   void wait() {
-    const uint32_t turn = turn_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
-      arrived_.store(0, std::memory_order_relaxed);
-      turn_.store(turn + 1, std::memory_order_release);
+    std::unique_lock<std::mutex> lock(mutex_);
+    const uint32_t turn = turn_;
+    if (++arrived_ == threads_) {
+      arrived_ = 0;
+      ++turn_;
+      lock.unlock();
+      all_.notify_all();
       return;
     }
-    while (turn_.load(std::memory_order_acquire) == turn) std::this_thread::yield();
+    all_.wait(lock, [&] { return turn_ != turn; });
   }
 
  private:
   const int threads_;
-  std::atomic<int> arrived_{0};
-  std::atomic<uint32_t> turn_{0};
+  std::mutex mutex_;
+  std::condition_variable all_;
+  int arrived_ = 0;
+  uint32_t turn_ = 0;
 };
 
 constexpr int kWarp = 32;
