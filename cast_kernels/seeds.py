@@ -254,29 +254,14 @@ def _seeds_parallel_cuda(
 ) -> Tensor:
     if not _runs_on_gpu(image):
         return _seeds_parallel(image, num_superpixels, quality, bins, lab, stride)
-    native, layout = _ext.load(), _layout(image)
     request = {
         "num_superpixels": num_superpixels,
-        "steps": native.seeds_steps(quality),
+        "steps": _ext.load().seeds_steps(quality),
         "bins": bins,
         "lab": lab,
         "driver": CUDA_DRIVERS.index(driver),
     }
-    with torch.cuda.device(image.device):
-        sizes = {name: layout[name] for name in ("batch", "height", "width")}
-        size = native.seeds_parallel_cuda_bytes(**sizes, **request)
-        labels, workspace = _empty_labels(image, stride, image.device), _empty_bytes(size, image.device)
-        native.seeds_parallel_cuda(
-            image.data_ptr(),
-            labels.data_ptr(),
-            **layout,
-            **request,
-            stride=stride,
-            workspace=workspace.data_ptr(),
-            workspace_size=size,
-            stream=torch.cuda.current_stream().cuda_stream,
-        )
-    return labels
+    return _run_cuda("seeds_parallel", image, stride, request)
 
 
 def _seeds_sequential_cuda(
@@ -293,30 +278,32 @@ def _seeds_sequential_cuda(
     options = (bins, prior, iterations, num_levels, double_step, lab, stride)
     if not _runs_on_gpu(image):
         return _seeds_sequential(image, num_superpixels, *options)
-    native, layout = _ext.load(), _layout(image)
     request = {"num_superpixels": num_superpixels, "bins": bins, "num_levels": num_levels, "lab": lab}
+    return _run_cuda(
+        "seeds_sequential", image, stride, request, prior=prior, iterations=iterations, double_step=double_step
+    )
+
+
+def _run_cuda(name: str, image: Tensor, stride: int, request: dict[str, object], **options: object) -> Tensor:
+    """Run an order on the image's stream; the size of its workspace follows from the request alone."""
+    native, layout = _ext.load(), _layout(image)
     with torch.cuda.device(image.device):
-        sizes = {name: layout[name] for name in ("batch", "height", "width")}
-        size = native.seeds_sequential_cuda_bytes(**sizes, **request)
-        labels, workspace = _empty_labels(image, stride, image.device), _empty_bytes(size, image.device)
-        native.seeds_sequential_cuda(
+        sizes = {key: layout[key] for key in ("batch", "height", "width")}
+        size = getattr(native, f"{name}_cuda_bytes")(**sizes, **request)
+        labels = _empty_labels(image, stride, image.device)
+        workspace = torch.empty(size, dtype=torch.uint8, device=image.device)
+        getattr(native, f"{name}_cuda")(
             image.data_ptr(),
             labels.data_ptr(),
             **layout,
             **request,
-            prior=prior,
-            iterations=iterations,
-            double_step=double_step,
+            **options,
             stride=stride,
             workspace=workspace.data_ptr(),
             workspace_size=size,
             stream=torch.cuda.current_stream().cuda_stream,
         )
     return labels
-
-
-def _empty_bytes(size: int, device: torch.device) -> Tensor:
-    return torch.empty(size, dtype=torch.uint8, device=device)
 
 
 def _layout(image: Tensor) -> dict[str, int]:
