@@ -2,7 +2,9 @@
 
 import numpy as np
 import torch
+from moco_adapter import moco_build, moco_grads, moco_load, moco_loss, moco_state
 from oracle_common import VARIANTS
+from recorded_positions import use_recorded_positions
 from torch import nn
 
 import cast_kernels
@@ -12,7 +14,9 @@ from cast.models import CastConfig, CastSegConfig, CastSegmenterConfig, ViTConfi
 from cast.models.compat import published_bytes
 from cast.models.official import load_official, to_official
 from cast.models.official_names import POOL_NAMES, official_names
+from cast.train.moco import MocoTask
 
+__all__ = ["moco_build", "moco_load", "moco_loss"]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -38,8 +42,13 @@ def build(variant):
     return build_model(config).eval()
 
 
-load = load_official
-current_state = to_official
+def load(module, state):
+    load_official(module, state)
+    use_recorded_positions(module)
+
+
+def current_state(module):
+    return moco_state(module) if isinstance(module, MocoTask) else to_official(module)
 
 
 def prepare_train(module):
@@ -69,6 +78,8 @@ def forward(module, image, superpixels, surplus=0):
 
 
 def named_grads(module):
+    if isinstance(module, MocoTask):
+        return moco_grads(module)
     return {official_names(name, module.config)[0]: p.grad for name, p in module.named_parameters()}
 
 

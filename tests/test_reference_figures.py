@@ -19,7 +19,7 @@ VARIANTS = (
     "cast_seg_tiny",
     "cast_seg_deit_tiny",
 )
-FUNCTIONS = ("segment_mean", "label_resize", "fps", "graph_pool", "superpixels", "hierarchy")
+FUNCTIONS = ("segment_mean", "label_resize", "fps", "graph_pool", "superpixels", "hierarchy", "moco")
 
 pytestmark = pytest.mark.skipif(
     not (FIXTURES / "check_oracle.py").exists(), reason="needs the recorded figures in ../shared/fixtures"
@@ -60,6 +60,7 @@ COUNTS = {
     "fn:graph_pool": 84,
     "fn:superpixels": 9,
     "fn:hierarchy": 2,
+    "fn:moco": 951,
     "cast_small [float64]": 264,
     "cast_tiny [float64]": 179,
     "cast_tiny_train [float64]": 191,

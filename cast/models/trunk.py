@@ -14,13 +14,13 @@ from torch.utils.checkpoint import checkpoint
 
 from cast.hierarchy import Hierarchy
 from cast.layers import Block, ConvStem, GraphPool, PoolResult, resize_pos_embed, sincos_2d, superpixel_tokens
-from cast_kernels import seeds
 
 from .base import ImageModel
-from .compat import present_superpixels, published_bytes, superpixel_recipe
+from .compat import present_superpixels
 from .config import CastConfig
 from .features import Run
 from .inputs import channels_first, check_count_covers, check_labels, normalise, to_uint8
+from .superpixels import make_superpixels, published_recipe, superpixel_request
 
 
 class PooledLevel(NamedTuple):
@@ -130,21 +130,14 @@ class Trunk(ImageModel):
                 f"expected labels: superpixels are made of RGB images only, and this model has in_chans="
                 f"{self.config.in_chans}"
             )
-        request = self._request(*image.shape[2:], num_superpixels)
-        return seeds(self._superpixel_bytes(image), request, **self.config.superpixels.options(), stride=stride)
+        if published_recipe(self.config) != "deit":
+            image = to_uint8(image, self.image_mean, self.image_std)
+        return make_superpixels(image, self.config, num_superpixels, stride=stride)
 
     def count_superpixels(self, height: int, width: int, num_superpixels: int | None = None) -> int:
         """Return how many superpixels `superpixels` makes of an image of this size; errors are its own."""
-        return self.config.superpixels.count(height, width, self._request(height, width, num_superpixels))
-
-    def _superpixel_bytes(self, image: Tensor) -> Tensor:
-        """Return the bytes that superpixels are made of."""
-        recipe = superpixel_recipe(self.config) if self.config.compat else "image"
-        if recipe != "deit":
-            image = to_uint8(image, self.image_mean, self.image_std)
-        if recipe == "image":
-            return image
-        return published_bytes(image, self.config.mean, self.config.std, recipe)
+        request = superpixel_request(self.config, height, width, num_superpixels)
+        return self.config.superpixels.count(height, width, request)
 
     def set_granularity(self, num_clusters: Sequence[int]) -> None:
         """Choose how many segments remain after each stage; weights fit any granularity. Updates ``config``.
@@ -288,12 +281,6 @@ class Trunk(ImageModel):
             return self.cls_token, self.pos_embed
         table = sincos_2d(*grid, self.config.embed_dim, device=self.pos_embed.device)
         return self.cls_token, table.to(self.pos_embed.dtype)
-
-    def _request(self, height: int, width: int, num_superpixels: int | None) -> int:
-        """Return the number of superpixels to ask for."""
-        if num_superpixels is not None:
-            return num_superpixels
-        return max(1, round(self.config.superpixels.num_superpixels * height * width / self.config.img_size**2))
 
     def _count_segments(
         self, image: Tensor, labels: Tensor, num_segments: int | None, num_superpixels: int | None
