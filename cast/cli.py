@@ -10,8 +10,10 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cast import shipped
 from cast._terminal import Progress, exit_code, prepare_streams, printable, stop_signals
 from cast.bench.cli import add_bench
+from cast.train.cli import add_train
 
 if TYPE_CHECKING:
     from cast.weights import LoadedModel
@@ -73,12 +75,14 @@ def _parser() -> argparse.ArgumentParser:
         help=f"how many to ask for, up to {_MOST_SUPERPIXELS} (default: 196 per 224 x 224 pixels)",
     )
     segment.add_argument(
-        "--levels", type=_levels, metavar="K,K,..", help="segments of each level, fine to coarse (default: 64,32,16,8)"
+        "--levels",
+        type=_levels,
+        metavar="K,K,..",
+        help="segments of each level, fine to coarse (default: 32,16,8; of --model and other weights, their own)",
     )
     segment.add_argument(
         "--size",
         type=_positive,
-        default=224,
         metavar="S",
         help="short side of the network's input, 8 to 8192; with --crop a multiple of 8 (default: 224)",
     )
@@ -116,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--size", type=_positive, metavar="S", help="side of the images (default: the model's)")
     export.set_defaults(run=_export)
 
+    add_train(commands)
     add_bench(commands)
     return parser
 
@@ -142,13 +147,17 @@ def _version() -> str:
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", metavar="NAME", help="name of the model (default: that of the weights if they tell, else cast_small)"
+        "--model",
+        metavar="NAME",
+        help="name of the model; without --weights its weights are random (default: that of the weights if they tell, "
+        "else cast_small)",
     )
     parser.add_argument(
         "--weights",
         type=Path,
         metavar="PATH",
-        help="a published checkpoint, a .safetensors file, or the folder of a saved model (default: random weights)",
+        help="a published checkpoint, a .safetensors file, or the folder of a saved model (default, without --model: "
+        f"{shipped.NAME}, the small model that comes with the package; for non-commercial research only)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 .. (default: auto)")
 
@@ -200,7 +209,7 @@ def _segment(arguments: argparse.Namespace) -> int:
         return _report(0, 0, failures, arguments.out)
     _make_folder(arguments.out)
     loaded = _load(arguments, arguments.levels)
-    settings = Settings(arguments.size, arguments.crop, arguments.superpixels)
+    settings = Settings(arguments.size or loaded.size, arguments.crop, arguments.superpixels)
 
     from cast.results import segment_files
 
@@ -223,16 +232,20 @@ def _check_request(arguments: argparse.Namespace) -> None:
     """Raise _UsageError for whatever can be seen to be wrong before a model is built."""
     from cast.data.geometry import check_size
     from cast.models import CastConfig
-    from cast.models.registry import CONFIGS
+    from cast.weights import planned_config
 
     try:
-        check_size(arguments.size, arguments.crop)
+        if arguments.size is not None:
+            check_size(arguments.size, arguments.crop)
     except ValueError as error:
         raise _UsageError(f"--size{' and --crop' if arguments.crop else ''}: {error}") from error
-    name = arguments.model or ("cast_small" if arguments.weights is None else None)
-    if name not in CONFIGS:
+    try:
+        config = planned_config(arguments.model, arguments.weights)
+    except (ValueError, OSError) as error:
+        raise _UsageError(error) from error
+    if config is None:
         return  # loading it will say so, and which there are; or only the weights tell
-    config = CONFIGS[name]
+    name = arguments.model or shipped.NAME
     if not isinstance(config, CastConfig):
         raise _UsageError(f"--model: {name} makes no segments")
     own = config.num_clusters
@@ -259,10 +272,11 @@ def _demo(arguments: argparse.Namespace) -> int:
     loaded = _load(arguments, None)
 
     from cast.results import segment_file
+    from cast.segment import Settings
 
     with as_file(files("cast") / "assets" / "demo.jpg") as photo:
         try:
-            segment_file(loaded, photo, arguments.out)
+            segment_file(loaded, photo, arguments.out, Settings(loaded.size))
         except (ValueError, OSError) as error:
             print(f"cast demo: error: {printable(str(error))}", file=sys.stderr)
             return 1
@@ -291,13 +305,15 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _load(arguments: argparse.Namespace, levels: tuple[int, ...] | None) -> "LoadedModel":
-    """The model, after a word about random weights."""
+    """The model, after a word about weights that nobody named."""
     from cast.weights import load_model
 
     try:
         loaded = load_model(arguments.model, weights=arguments.weights, levels=levels, device=arguments.device)
     except ValueError as error:
         raise _UsageError(error) from error
+    if loaded.shipped:
+        print(printable(f"cast: {shipped.notice()}"), file=sys.stderr)
     if loaded.random:
         print(
             f"cast: no --weights given, so the weights of {loaded.name} are random (seed 0): "

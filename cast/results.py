@@ -102,7 +102,7 @@ def segment_file(
         },
         "seconds": round(time.perf_counter() - start, 3),
     }
-    write_results(folder, segmentation, about, random=loaded.random, soft=soft)
+    write_results(folder, segmentation, about, random=loaded.random, soft=soft, class_names=loaded.class_names)
     return segmentation
 
 
@@ -120,7 +120,13 @@ def run_settings(loaded: LoadedModel, settings: Settings, soft: bool) -> dict[st
 
 
 def write_results(
-    folder: Path, segmentation: Segmentation, about: dict[str, Any], *, random: bool, soft: bool = False
+    folder: Path,
+    segmentation: Segmentation,
+    about: dict[str, Any],
+    *,
+    random: bool,
+    soft: bool = False,
+    class_names: Sequence[str] = (),
 ) -> None:
     """Write the files of one photo, whole or not at all.
 
@@ -133,13 +139,14 @@ def write_results(
         about: Further entries of ``hierarchy.json``.
         random: Whether the weights are random: the panel and the JSON say so.
         soft: Store the soft assignments too.
+        class_names: Of the classes of the logits, for the JSON; empty where they have none.
     """
     colors = hierarchy_colors(segmentation.hierarchy)
     full = segmentation.full_hierarchy()
     arrays = {name: a if name == "num_segments" else a[0] for name, a in full.arrays(soft=soft).items()}
     if soft:
         arrays |= {f"soft{level}": full.soft(level)[0].float().numpy() for level in range(1, full.num_levels)}
-    table = _json_table(segmentation, arrays, about, random)
+    table = _json_table(segmentation, arrays, about, random, class_names)
 
     with replace_folder(folder) as temporary:
         Image.fromarray(draw_outlines(segmentation.photo, arrays["level0"])).save(temporary / "superpixels.png")
@@ -152,7 +159,7 @@ def write_results(
         (temporary / "hierarchy.json").write_text(table, encoding="ascii")
 
 
-def _json_table(segmentation: Segmentation, arrays: dict, about: dict, random: bool) -> str:
+def _json_table(segmentation: Segmentation, arrays: dict, about: dict, random: bool, class_names: Sequence[str]) -> str:
     """The text of ``hierarchy.json``: one line per entry, long tables on a line of their own."""
     geometry, hierarchy = segmentation.geometry, segmentation.hierarchy
     top, left, bottom, right = geometry.region
@@ -174,7 +181,8 @@ def _json_table(segmentation: Segmentation, arrays: dict, about: dict, random: b
     }
     if random:
         values["classes"]["note"] = "random weights: these classes mean nothing"
-    values["classes"]["top5"] = segmentation.top_classes()
+    top = segmentation.top_classes()
+    values["classes"]["top5"] = [{"class": class_names[e["class_id"]]} | e for e in top] if class_names else top
     lines = ",\n".join(f" {json.dumps(key)}: {_layout(value)}" for key, value in values.items())
     return f"{{\n{lines}\n}}\n"
 

@@ -1,4 +1,4 @@
-"""A model for photos: of a name, a file or a folder, or with random weights that are the same in every run."""
+"""A model for photos: the one of the package, of a name, a file or a folder, or random in the same way every run."""
 
 import dataclasses
 import os
@@ -9,19 +9,22 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from cast import shipped
 from cast._files import hash_file
 from cast._weight_files import read_weights
 from cast.checkpoints import build_official
 from cast.models import create_model, from_pretrained
 from cast.models.base import ImageModel
+from cast.models.config import ImageConfig
 from cast.models.official import load_official
 from cast.models.official_config import registered_name
 from cast.models.registry import CONFIGS
-from cast.models.saving import WEIGHTS
+from cast.models.saving import WEIGHTS, read_config
 from cast.models.trunk import Trunk
 
 SEED = 0  # of random weights
-DEFAULT_NAME = "cast_small"
+DEFAULT_NAME = "cast_small"  # of weights that do not tell what they are of
+SIZE = 224  # short side of the network's input, as published
 
 
 @dataclass(frozen=True)
@@ -30,20 +33,32 @@ class LoadedModel:
 
     Attributes:
         model: The model, on its device.
-        name: Its registered name; its kind where it is of no registered size.
+        name: Its registered name; its kind where it is of no registered size; "imagenette" of the package's weights.
         weights: The file or folder of its weights, absolute; None for random weights.
         weights_sha256: Hash of that file, or of the weights in that folder; or None.
+        shipped: Whether the weights are those that come with the package.
     """
 
     model: Trunk
     name: str
     weights: str | None = None
     weights_sha256: str | None = None
+    shipped: bool = False
 
     @property
     def random(self) -> bool:
         """Whether the weights are random, so that nothing the model says means anything."""
         return self.weights is None
+
+    @property
+    def size(self) -> int:
+        """Short side of the network's input, in pixels, where nothing else is asked for."""
+        return shipped.SIZE if self.shipped else SIZE
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What its classes are called; empty where nobody knows."""
+        return shipped.class_names() if self.shipped else ()
 
 
 def load_model(
@@ -58,8 +73,10 @@ def load_model(
     Args:
         name: One of ``cast.list_models()``. None: what the weights are of, if they tell (published checkpoints and
             saved models do), else "cast_small".
-        weights: File of weights, see ``load_weights``, or folder of a saved model. None: random weights drawn with seed
-            0 (the global random state is left as it was).
+        weights: File of weights, see ``load_weights``, or folder of a saved model. "imagenette", unless there is such
+            a path: those that come with the package, in float32; they are for non-commercial research only. None:
+            without a name the same; with one random weights drawn with seed 0 (the global random state is left as it
+            was).
         levels: Number of segments of each level above the superpixels, fine to coarse; None: the model's own. Weights
             fit any granularity.
         device: ``"auto"`` (CUDA if there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
@@ -68,20 +85,46 @@ def load_model(
         The model in eval mode.
 
     Raises:
-        ValueError: A name, a file, a granularity or a device that does not exist or does not fit.
+        ValueError: A name, a file, a granularity or a device that does not exist or does not fit; or the package's
+            weights are missing.
     """
     place = find_device(device)
-    path = None if weights is None else Path(weights)
-    model, sha256 = _random_model(name or DEFAULT_NAME) if path is None else _loaded_model(name, path)
+    path = _find_weights(name, weights)
+    own = path == shipped.FOLDER
+    if own and name == shipped.NAME:
+        name = None
+    model, sha256 = _random_model(name) if path is None else _loaded_model(name, path)
     if not isinstance(model, Trunk):
         raise ValueError(f"expected a model that makes segments, got {name or model.config.kind}")
-    found = name or registered_name(model.config) or model.config.kind
+    if own:
+        model.float().init_non_persistent_buffers()  # weights are kept in half precision, positions made in it
+    found = shipped.NAME if own else name or registered_name(model.config) or model.config.kind
     if levels is not None:
         steps = len(model.config.num_clusters)
         if len(levels) != steps:
             raise ValueError(f"{found} groups {steps} times, so expected {steps} levels, got {tuple(levels)}")
         model.set_granularity(levels)
-    return LoadedModel(model.eval().to(place), found, None if path is None else str(path.resolve()), sha256)
+    return LoadedModel(model.eval().to(place), found, None if path is None else str(path.resolve()), sha256, own)
+
+
+def planned_config(name: str | None, weights: str | os.PathLike[str] | None) -> ImageConfig | None:
+    """The settings of the model that `load_model` would build, where they can be told without reading weights.
+
+    Raises:
+        ValueError: The package's weights are meant, and are missing or broken.
+        OSError: They cannot be read.
+    """
+    path = _find_weights(name, weights)
+    return read_config(path)[0] if path == shipped.FOLDER else CONFIGS.get(name)
+
+
+def _find_weights(name: str | None, weights: str | os.PathLike[str] | None) -> Path | None:
+    """The file or folder of weights: `shipped.FOLDER` where the package's are meant, None for random ones."""
+    if weights is None:
+        return shipped.find_folder() if name in (None, shipped.NAME) else None
+    path = Path(weights)
+    called = path == Path(shipped.NAME) and not path.exists()
+    return shipped.find_folder() if called or os.path.realpath(path) == os.path.realpath(shipped.FOLDER) else path
 
 
 def _random_model(name: str) -> tuple[ImageModel, None]:

@@ -72,6 +72,13 @@ def test_batches_follow_the_order_and_the_numbers_of_the_position(images, device
             assert torch.equal(batch.images, helpers.device_views(batch.images[:, 0], generator))
 
 
+def test_indices_are_sent_without_waiting(images, monkeypatch):
+    sent = []
+    monkeypatch.setattr("cast.data.device_images.send", lambda x, device: sent.append(x.tolist()) or x.to(device))
+    made = batches(DeviceImages(images, config(), "cpu"))
+    assert sent == [numbers(batch) for batch in made]
+
+
 @pytest.mark.parametrize("first_step", [1, 3, 5, 7])
 def test_a_run_that_is_resumed_gets_the_same_batches(images, first_step):
     kept = DeviceImages(images, config(), "cpu")

@@ -34,8 +34,8 @@ def train(images, c=None, rank=0, world=1, first_step=0, last_step=7, transform=
     return list(training_batches(images, transform, c, **place, **options))
 
 
-def evaluate(images, c=None, rank=0, world=1, transform=helpers.two_views):
-    return list(evaluation_batches(images, transform, c or config(), rank=rank, world=world))
+def evaluate(images, c=None, rank=0, world=1, transform=helpers.two_views, **options):
+    return list(evaluation_batches(images, transform, c or config(), rank=rank, world=world, **options))
 
 
 def flat(lists):
@@ -133,6 +133,31 @@ def test_evaluation_sees_each_image_once(images, world, batch):
             assert views[1].tolist() == generator.integers(0, 256, (3, 8, 8), dtype=np.uint8).tolist()
 
 
+@pytest.mark.parametrize(("settings", "size"), [({}, 4), ({"batch": 6, "accumulate": 3}, 6), ({"batch": 64}, COUNT)])
+def test_whole_batches_are_the_same_for_any_number_of_processes(images, settings, size):
+    alone = evaluate(images, config(**settings), whole=True)
+    lists = numbers(alone)
+    assert sorted(flat(lists)) == list(range(COUNT))
+    assert [len(x) for x in lists[:-1]] == [size] * (len(lists) - 1)
+    assert flat(lists) != list(range(COUNT))
+    for batch in alone:
+        for n, views in zip(numbers([batch])[0], batch.images, strict=True):
+            drawn = numpy_generator(HELD_OUT, 5, n).integers(0, 256, (3, 8, 8), dtype=np.uint8)
+            assert views[1].tolist() == drawn.tolist()
+    for world in (2, 3, 5):
+        for rank in range(world):
+            assert_equal(evaluate(images, config(**settings), rank, world, whole=True), alone[rank::world])
+    assert_equal(evaluate(images, config(**settings), whole=True), alone)
+    assert numbers(evaluate(images, config(**settings, seed=6), whole=True)) != lists
+
+
+def test_whole_batches_are_of_64_at_most(tmp_path):
+    many = open_image_set(class_tree(tmp_path / "many", classes=2, per_class=70))
+    lists = numbers(evaluate(many, config(batch=128), whole=True))
+    assert [len(x) for x in lists] == [64, 64, 12]
+    assert all(20 < sum(n < 70 for n in x) < 44 for x in lists[:2])  # both classes
+
+
 def test_evaluation_of_a_flat_folder_and_of_shards(tmp_path):
     files = {f"{i}.png": png(i) for i in range(5)}
     for path in (write_files(tmp_path / "flat", files), write_tar(tmp_path / "a.tar", files)):
@@ -178,6 +203,10 @@ def test_a_broken_image_is_left_out_of_evaluation(images, caplog):
     assert numbers(batches) == [[0, 2, 3], [4, 5, 6, 7], [12, 13]]  # nothing is left of the third batch
     assert f"{images.name(1)} is not an image that Pillow can read; it is left out" in caplog.messages
     assert len(caplog.messages) == 5
+    replaced = evaluate(images, config(skip_broken=True), replace_broken=True)
+    assert numbers(replaced) == [[0, 2, 2, 3], [4, 5, 6, 7], [12] * 4, [12, 13]]
+    with pytest.raises(BrokenImage):
+        evaluate(images, replace_broken=True)  # broken images are not skipped
 
 
 def test_nothing_but_broken_images_ends_the_run(images):

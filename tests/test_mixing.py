@@ -22,6 +22,22 @@ def make_preparation(network=None, **changes):
     return MixAndErase(config, network or SupervisedTask(config, 3).model.config, 3)
 
 
+def test_no_step_makes_constants_again(monkeypatch):
+    """Each would be a copy to the device that the step waits for."""
+    preparation, batch = make_preparation(model="vit_conv_small"), make_batch(4)
+    first = preparation(batch, generator())
+    assert first.images.dtype == torch.float32
+    monkeypatch.setattr(mixing.torch, "tensor", lambda *_, **__: pytest.fail("made again"))
+    assert torch.equal(preparation(batch, generator()).images, first.images)
+
+
+def test_what_decides_on_erasing_is_sent_without_waiting(monkeypatch):
+    sent = []
+    monkeypatch.setattr(mixing, "send", lambda x, device: sent.append(x.tolist()) or x.to(device))
+    erase(torch.zeros(3, 3, 8, 8), np.array([[0, 2, 0, 3], [0, 0, 0, 0], [1, 5, 2, 4]]), 0)
+    assert sent == [[0, 2], [[0, 2, 0, 3], [1, 5, 2, 4]]]
+
+
 # 1. Rewrites, one pixel or one image at a time
 def slow_mix(image, other, mix):
     """float64 images [3, H, W], not rounded."""

@@ -7,10 +7,11 @@ import torch
 from small_model import make_model, make_variant
 from task_helpers import make_config
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cast.models import create_model
 from cast.models.official_names import official_names
-from cast.train.optim import WeightAverage, average_parameters, decay_groups, trainable_parameters
+from cast.train.optim import WeightAverage, average_parameters, decay_groups, make_adamw, trainable_parameters
 from cast.train.tasks import make_task
 
 
@@ -83,7 +84,7 @@ def test_average_of_parameters(decay):
     assert not average.running_mean.any()
 
 
-def test_weight_average_follows_and_takes_buffers_over():
+def test_weight_average_follows_in_weights_and_buffers():
     torch.manual_seed(0)
     model = make_model().train()
     average = WeightAverage(model, 0.9).train()
@@ -92,11 +93,52 @@ def test_weight_average_follows_and_takes_buffers_over():
     start = {name: p.clone() for name, p in model.named_parameters()}
     for p in model.parameters():
         p.data += 1.0
-    for buffer in model.buffers():
-        buffer.add_(2)
+    statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    constants = set(statistics) - set(model.state_dict())  # such as mean and deviation of pixels
+    assert constants
+    for name, buffer in model.named_buffers():
+        buffer.add_(0 if name in constants else 2)
     assert all(torch.equal(p, start[name]) for name, p in average.model.named_parameters())
     average.update(model)
     for name, p in average.model.named_parameters():
         torch.testing.assert_close(p, start[name] + 0.1, rtol=0, atol=1e-6)
-    for own, other in zip(average.model.buffers(), model.buffers(), strict=True):
-        assert torch.equal(own, other)
+    other = dict(model.named_buffers())
+    counts = set()
+    for name, own in average.model.named_buffers():
+        if name in constants or not own.is_floating_point():
+            assert torch.equal(own, other[name]), name
+            counts |= {name} - constants
+        else:
+            torch.testing.assert_close(own, statistics[name] + 0.2, rtol=0, atol=1e-6)
+    assert any(name.endswith("num_batches_tracked") for name in counts)
+    assert any(name.endswith("running_var") for name in statistics)
+
+
+def on_fake_cuda(task):
+    """The task with parameters that say that they are on CUDA; no GPU is needed for that."""
+    with FakeTensorMode():
+        for module in task.modules():
+            for name, p in module._parameters.items():
+                if p is not None:
+                    fake = torch.empty(p.shape, device="cuda")
+                    module._parameters[name] = nn.Parameter(fake, requires_grad=p.requires_grad)
+    return task
+
+
+@pytest.mark.parametrize("kind", ["moco", "supervised"])
+def test_adamw_is_fused_on_cuda_alone(kind):
+    assert make_task(make_config(kind), 3).make_optimizer().defaults["fused"] is None
+    optimizer = on_fake_cuda(make_task(make_config(kind, weight_decay=0.3), 3)).make_optimizer()
+    assert [group["fused"] for group in optimizer.param_groups] == [True] * len(optimizer.param_groups)
+    assert optimizer.param_groups[-1]["weight_decay"] == 0.3
+    assert optimizer._step_supports_amp_scaling  # the scaler leaves looking for infinities to it
+
+
+def test_a_run_that_moves_to_another_device_computes_as_that_one_does():
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = make_adamw([weight], 0.1, 0.0)
+    state = optimizer.state_dict()
+    state["param_groups"][0] |= {"fused": True, "lr": 0.2}
+    optimizer.load_state_dict(state)
+    assert (optimizer.param_groups[0]["fused"], optimizer.param_groups[0]["lr"]) == (None, 0.2)
+    assert state["param_groups"][0]["fused"]  # what was given stays

@@ -14,6 +14,10 @@ import pytest
 from conftest import ROOT
 
 NVCC = next((str(Path(d) / "nvcc") for d in os.environ["PATH"].split(os.pathsep) if (Path(d) / "nvcc").exists()), None)
+WEIGHTS = {
+    f"cast/assets/imagenette/{name}"
+    for name in ("LICENSE", "README.md", "classes.txt", "config.json", "model.safetensors")
+}
 
 
 def other_pythons():
@@ -98,6 +102,7 @@ def test_sdist_is_complete(archives):
         "setup.py",
         "pyproject.toml",
     }
+    assert expected >= WEIGHTS
     assert not {name for name in expected if not name.startswith("bench/results/")} - names
 
 
@@ -108,7 +113,7 @@ def test_wheel_holds_both_packages_and_nothing_else(archives):
     extension = {name for name in code if name.startswith("cast_kernels/_C.")}
     assert len(extension) == 1
     assert code - extension == tracked("cast", "cast_kernels")
-    assert {"cast/py.typed", "cast_kernels/py.typed"} <= code
+    assert {"cast/py.typed", "cast_kernels/py.typed"} | WEIGHTS <= code
 
 
 def test_wheel_metadata(archives):
@@ -118,7 +123,9 @@ def test_wheel_metadata(archives):
         files = "\n".join(archive.namelist())
         commands = archive.read(name.replace("METADATA", "entry_points.txt")).decode()
     assert "Name: cast-kernels" in metadata
-    assert "License-Expression: Apache-2.0" in metadata
+    assert "License-Expression: Apache-2.0 AND LicenseRef-imagenette-weights\n" in metadata
+    assert "License-File: cast/assets/imagenette/LICENSE\n" in metadata
+    assert ".dist-info/licenses/cast/assets/imagenette/LICENSE\n" in files
     assert "Requires-Python: >=3.11" in metadata
     assert "Requires-Dist: torch>=2.11\n" in metadata
     assert "LICENSE" in files

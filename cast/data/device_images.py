@@ -11,7 +11,7 @@ from cast.data.device_augment import DeviceTransform
 from cast.data.image_sets import ImageSet
 from cast.data.loading import Collate, LoadedImages, load_batches
 from cast.data.sampling import Request, Requests, augment_generator
-from cast.train.batch import Batch
+from cast.train.batch import Batch, send
 from cast.train.config import TrainConfig
 
 _CHUNK = 64  # images that a worker decodes at once
@@ -93,7 +93,7 @@ class DeviceImages:
         return (self._batch(part, requests, transform) for part in requests)
 
     def _batch(self, part: list[Request], requests: Requests, transform: DeviceTransform) -> Batch:
-        index = torch.tensor([request.index for request in part]).to(self.images.device, non_blocking=True)
+        index = send(torch.tensor([request.index for request in part]), self.images.device)
         generator = augment_generator(self._config.seed, requests.position(part[0]))
         return Batch(transform(self.images[index], generator), self.targets[index])
 

@@ -3,14 +3,13 @@
 import io
 import os
 import re
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from cast.data.images import image_extensions, read_image, to_rgb
+from cast.data.images import decode_image, image_extensions, read_image
 from cast.data.packed_names import PackedNames
 from cast.data.tar_shards import ShardIndex, ShardReader, find_shards, index_shards
 
@@ -104,18 +103,13 @@ class ShardImages(ImageSet):
         """See `ImageSet.read`."""
         place = (int(values[index]) for values in (self._index.shards, self._index.offsets, self._index.sizes))
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # as read_image does
-                with Image.open(io.BytesIO(self._reader.read(*place))) as image:
-                    image.load()
-                    ImageOps.exif_transpose(image, in_place=True)
-                    return Image.fromarray(to_rgb(image))
-        except UnidentifiedImageError as error:
-            raise BrokenImage(f"{self.name(index)} is not an image that Pillow can read") from error
+            data = io.BytesIO(self._reader.read(*place))
         except OSError as error:
             raise BrokenImage(f"cannot read {self.name(index)}: {error.strerror or error}") from error
-        except Exception as error:  # damaged files raise nearly anything
-            raise BrokenImage(f"cannot decode {self.name(index)}: {error or type(error).__name__}") from error
+        try:
+            return Image.fromarray(decode_image(data, self.name(index)))
+        except ValueError as error:
+            raise BrokenImage(str(error)) from error
 
 
 def open_image_set(path: str | os.PathLike[str], classes: str | os.PathLike[str] = "") -> ImageSet:

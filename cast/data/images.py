@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -87,23 +88,27 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         ValueError: The file is missing or unreadable, is no image, is damaged or cut short, has more pixels than
             Pillow considers safe (``2 * PIL.Image.MAX_IMAGE_PIXELS``), or has values that no white point explains.
     """
-    path = Path(path)
+    return decode_image(Path(path), path)
+
+
+def decode_image(source: Path | IO[bytes], name: object) -> np.ndarray:
+    """Decode an image from a path or an open file, by the rules of `read_image`; its errors name ``name``."""
     try:
         with warnings.catch_warnings():
             # Pillow warns of odd metadata, and of half the pixels that it refuses; 100 megapixel cameras are legitimate
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(source) as image:
                 image.load()
                 ImageOps.exif_transpose(image, in_place=True)
                 return to_rgb(image)
     except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{path} is not an image that Pillow can read") from error
+        raise ValueError(f"{name} is not an image that Pillow can read") from error
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{path} has too many pixels to be decoded safely: {error}") from error
+        raise ValueError(f"{name} has too many pixels to be decoded safely: {error}") from error
     except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
+        raise ValueError(f"cannot read {name}: {error.strerror or error}") from error
     except Exception as error:  # damaged files raise nearly anything: SyntaxError, struct.error, EOFError, IndexError
-        raise ValueError(f"cannot decode {path}: {error or type(error).__name__}") from error
+        raise ValueError(f"cannot decode {name}: {error or type(error).__name__}") from error
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:

@@ -19,6 +19,7 @@ Prepare = Callable[[Batch, torch.Generator], Batch]
 
 _MOST_BROKEN = 1000  # images in a row that are skipped; where there are more, the disk is gone
 _MOST_WORKERS = 8
+_MOST_IN_WHOLE = 64  # images of an evaluation batch that processes do not divide
 
 _log = logging.getLogger("cast")
 
@@ -150,7 +151,14 @@ def training_batches(
 
 
 def evaluation_batches(
-    image_set: ImageSet, transform: Transform, config: TrainConfig, *, rank: int, world: int
+    image_set: ImageSet,
+    transform: Transform,
+    config: TrainConfig,
+    *,
+    rank: int,
+    world: int,
+    whole: bool = False,
+    replace_broken: bool = False,
 ) -> Iterator[Batch]:
     """Load held-out images: each once, over all processes, in order, augmented the same whenever this is called.
 
@@ -158,21 +166,37 @@ def evaluation_batches(
     one process may get a batch less than another. With ``skip_broken``, images that cannot be read are left out:
     others in their places would count twice.
 
+    For figures that depend on what is in a batch with what, such as contrastive losses, there are ``whole`` batches:
+    the same ones for any number of processes, which get every ``world``-th of them. They are of ``batch`` images, at
+    most 64, of a set shuffled once for all by ``seed``; in its own order a batch would be of one class.
+
     Args:
         image_set: The images.
         transform: Makes views of one.
         config: As for `training_batches`.
         rank: Of this process.
         world: Processes.
+        whole: Whether batches do not depend on the number of processes.
+        replace_broken: Whether ``skip_broken`` puts the next image that can be read in the place of one that cannot,
+            as in training: there are as many as in the set then.
 
     Returns:
         Batches; `BrokenImage` is raised in place of one with an image that cannot be read, unless such are skipped.
     """
-    size = max(1, config.batch // (world * config.accumulate))
-    mine = range(rank, len(image_set), world)
-    requests = [[Request(0, i, i) for i in mine[k : k + size]] for k in range(0, len(mine), size)]
-    images = LoadedImages(image_set, transform, config.seed, held_out=True, replace_broken=False)
-    return load_batches(images, requests, Collate(config.seed, drop_broken=config.skip_broken), config)
+    count = len(image_set)
+    if whole:
+        size = min(config.batch, _MOST_IN_WHOLE)
+        # `count` in the key: a key that ends in 0 or not is the same to numpy, and image 0 has one that does
+        order = numpy_generator(HELD_OUT, config.seed, count).permutation(count).tolist()
+        lists = [order[k : k + size] for k in range(0, count, size)][rank::world]
+    else:
+        size = max(1, config.batch // (world * config.accumulate))
+        mine = range(rank, count, world)
+        lists = [mine[k : k + size] for k in range(0, len(mine), size)]
+    requests = [[Request(0, i, i) for i in indices] for indices in lists]
+    skip = config.skip_broken
+    images = LoadedImages(image_set, transform, config.seed, held_out=True, replace_broken=skip and replace_broken)
+    return load_batches(images, requests, Collate(config.seed, drop_broken=skip and not replace_broken), config)
 
 
 def count_workers(workers: int) -> int:

@@ -147,7 +147,7 @@ def is_saved_model(folder: Path) -> bool:
 
 
 def _load(cls: type, folder: Path) -> Any:
-    config, found = _read_config(folder)
+    config, found = read_config(folder)
     if not issubclass(found, cls):
         raise ValueError(f"it holds a {found.__name__}, not a {cls.__name__}")
     state = {}
@@ -164,8 +164,13 @@ def _load(cls: type, folder: Path) -> Any:
     return model
 
 
-def _read_config(folder: Path) -> tuple[ImageConfig, type]:
-    """Return the checked settings in a folder, and the class that they are for."""
+def read_config(folder: Path) -> tuple[ImageConfig, type]:
+    """Return the checked settings in a folder, and the class that they are for.
+
+    Raises:
+        ValueError: The folder is not one of a saved model, or its settings are not those of a model.
+        OSError: The file cannot be read.
+    """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise ValueError(f"there is no {name}")

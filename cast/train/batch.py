@@ -22,6 +22,11 @@ class Batch(NamedTuple):
         return Batch(*(None if x is None else x.to(device, non_blocking=True) for x in self))
 
 
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """Copy a small tensor from the CPU to a device; to CUDA from pinned memory, so that nothing waits for the copy."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 def numpy_generator(*key: int) -> np.random.Generator:
     """Return the random numbers of a position, such as ``(AUGMENT, seed, epoch, place)``: whole numbers >= 0.
 

@@ -45,7 +45,7 @@ class TrainConfig:
         sync_batchnorm: Whether batch norms see the batch of all processes.
         fsdp: Whether parameters are divided among processes.
         seed: Of weights, order, augmentation and dropout.
-        skip_broken: Whether an image that cannot be decoded is replaced by the next one instead of ending the run.
+        skip_broken: Whether a broken image is replaced by the next one (held out: left out) instead of ending the run.
         workers: Processes that load images; -1 = as many as there are cores to use, 0 = none.
         device: "auto", "cpu", "cuda", ...
         log_every: Steps between lines of the log.
@@ -139,13 +139,12 @@ class TrainConfig:
             raise ValueError(f"expected {name} to be finite, got {value}")
 
     def _check(self) -> None:
-        for name, least in (("epochs", 1), ("batch", 1), ("accumulate", 1), ("lr_batch", 1), ("log_every", 1)):
-            self._check_least(name, least)
+        for name in ("epochs", "batch", "accumulate", "lr_batch", "log_every", "eval_every"):
+            self._check_least(name, 1)
         for name in ("warmup_epochs", "max_steps", "seed", "save_every", "time_limit", "cache_size"):
             self._check_least(name, 0)
         for name in ("lr", "weight_decay", "clip_grad"):
             self._check_least(name, 0.0)
-        self._check_least("eval_every", 1)
         self._check_least("workers", -1)
         self._check_choice("precision", PRECISIONS)
         self._check_choice("superpixels_on", ("device", "cpu"))
@@ -198,9 +197,8 @@ class MocoConfig(TrainConfig):
 
     def _check(self) -> None:
         super()._check()
-        self._check_least("dim", 1)
-        self._check_least("hidden_dim", 1)
-        self._check_least("last_pool_weight", 0.0)
+        for name, least in (("dim", 1), ("hidden_dim", 1), ("last_pool_weight", 0.0)):
+            self._check_least(name, least)
         self._check_share("momentum")
         _check_scale(self.crop_scale)
         if self.temperature <= 0:
@@ -290,6 +288,8 @@ class ProbeConfig(TrainConfig):
     def _check(self) -> None:
         super()._check()
         _check_scale(self.crop_scale)
+        if self.fsdp and not self.augment:
+            raise ValueError("expected augment=True with fsdp: features that are computed once need a whole network")
 
 
 CONFIGS: dict[str, type[TrainConfig]] = {c.task: c for c in (MocoConfig, SupervisedConfig, ProbeConfig)}

@@ -6,6 +6,7 @@ Sources: Zhang et al., "mixup" (arXiv 1710.09412); Yun et al., "CutMix" (arXiv 1
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from cast.models.inputs import normalise
 from cast.models.superpixels import superpixel_request
 from cast_kernels import seeds
 
-from .batch import Batch
+from .batch import Batch, send
 from .config import SupervisedConfig
 from .networks import GRID, MakeSuperpixels
 
@@ -82,10 +83,7 @@ class MixAndErase:
         return batch._replace(images=erase(self._normalise(batch.images[:, 0]), boxes, seed)[:, None])
 
     def _normalise(self, images: Tensor) -> Tensor:
-        mean, std = (
-            torch.tensor(values, device=images.device).view(1, -1, 1, 1)
-            for values in (self.network.mean, self.network.std)
-        )
+        mean, std = (_per_channel(values, images.device) for values in (self.network.mean, self.network.std))
         return normalise(images, mean, std, torch.float32)
 
     def _published_superpixels(self, images: Tensor) -> Tensor | None:
@@ -96,6 +94,12 @@ class MixAndErase:
         request = superpixel_request(c, *images.shape[2:])
         raw = published_bytes(images, c.mean, c.std, "deit")
         return seeds(raw, request, **c.superpixels.options(), stride=GRID)[:, None]
+
+
+@lru_cache(maxsize=32)
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return ``[1, C, 1, 1]`` float32; kept, as each new copy to a device would make a step wait."""
+    return send(torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1), device)
 
 
 def draw_mix(config: SupervisedConfig, height: int, width: int, random: np.random.Generator) -> Mix:
@@ -195,8 +199,8 @@ def erase(images: Tensor, boxes: np.ndarray, seed: int) -> Tensor:
     some = np.flatnonzero(boxes[:, 1])
     if not len(some):
         return images
-    index = torch.from_numpy(some).to(images.device, non_blocking=True)
-    top, bottom, left, right = torch.from_numpy(boxes[some]).to(images.device, non_blocking=True).T[:, :, None]
+    index = send(torch.from_numpy(some), images.device)
+    top, bottom, left, right = send(torch.from_numpy(boxes[some]), images.device).T[:, :, None]
     row, column = (torch.arange(n, device=images.device) for n in images.shape[2:])
     inside = ((row >= top) & (row < bottom))[:, None, :, None] & ((column >= left) & (column < right))[:, None, None]
     generator = torch.Generator(images.device).manual_seed(seed)

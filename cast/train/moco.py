@@ -32,7 +32,7 @@ from .networks import (
     train_last_pool,
     zero_sums,
 )
-from .optim import average_parameters, trainable_parameters
+from .optim import average_parameters, make_adamw, trainable_parameters
 from .schedules import moco_learning_rate, moco_momentum
 from .starting import load_start
 from .task import Task
@@ -99,9 +99,7 @@ class MocoTask(Task):
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Return AdamW, with weight decay on everything, as published."""
-        return torch.optim.AdamW(
-            trainable_parameters(self), lr=self.learning_rate(0.0), weight_decay=self.config.weight_decay
-        )
+        return make_adamw(trainable_parameters(self), self.learning_rate(0.0), self.config.weight_decay)
 
     def learning_rate(self, epoch: float) -> float:
         """Return the rate of `moco_learning_rate`."""
@@ -111,8 +109,9 @@ class MocoTask(Task):
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
         """Return the sum of the loss over held-out pairs of views, and their count.
 
-        Each batch is compared within itself, on each process alone. The loss is lower for smaller batches, so that
-        only figures at one size of batches compare.
+        Each batch is compared within itself, on each process alone. The loss is lower for smaller batches, and higher
+        where all images are of one class, so that only figures over the same batches compare: see `evaluation_batches`
+        for ``whole`` ones.
 
         Args:
             batches: uint8 images ``[B, 2, 3, H, W]``.

@@ -1,6 +1,7 @@
 """Optimizers with the published parameter groups, and moving averages of weights."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,6 +37,29 @@ def decay_groups(model: ImageModel, weight_decay: float) -> list[dict[str, Any]]
     return [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
 
 
+def make_adamw(
+    parameters: Sequence[nn.Parameter] | Sequence[dict[str, Any]], learning_rate: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """Return AdamW; on CUDA the fused one, which looks on the device whether scaled gradients are finite.
+
+    Args:
+        parameters: What is optimized, or groups of it.
+        learning_rate: The rate.
+        weight_decay: Of what no group says.
+    """
+    everything = [p for x in parameters for p in (x["params"] if isinstance(x, dict) else [x])]
+    fused = True if all(p.device.type == "cuda" for p in everything) else None
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=fused)
+    optimizer.register_load_state_dict_pre_hook(_stay_fused_or_not)
+    return optimizer
+
+
+def _stay_fused_or_not(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Keep the way to compute of this device where a run goes on that was saved on another."""
+    fused = optimizer.defaults["fused"]
+    return state | {"param_groups": [group | {"fused": fused} for group in state["param_groups"]]}
+
+
 @torch.no_grad()
 def average_parameters(average: nn.Module, model: nn.Module, decay: float) -> None:
     """Move the parameters of an average towards those of a model: ``average * decay + model * (1 - decay)``.
@@ -53,14 +77,14 @@ def average_parameters(average: nn.Module, model: nn.Module, decay: float) -> No
 
 
 class WeightAverage(nn.Module):
-    """The exponential moving average of a model's weights.
+    """The exponential moving average of a model's weights and, as DeiT's, of its batch statistics.
 
     Args:
         model: The model, copied with what it holds now; the copy is in eval mode and is not trained.
         decay: What the average keeps of itself in each update, in [0, 1].
 
     Attributes:
-        model: The averaged model. Its buffers are those of the model at the last update.
+        model: The averaged model. What it counts is that of the model at the last update.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -73,7 +97,10 @@ class WeightAverage(nn.Module):
         """Move the average towards the model, after an optimizer step."""
         average_parameters(self.model, model, self.decay)
         for own, other in zip(self.model.buffers(), model.buffers(), strict=True):
-            own.copy_(other)
+            if own.is_floating_point():
+                own.lerp_(other, 1.0 - self.decay)  # constants stay, to the last bit
+            else:
+                own.copy_(other)
 
     def train(self, mode: bool = True) -> "WeightAverage":
         """Stay in eval mode: nothing is ever trained here."""

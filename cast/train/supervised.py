@@ -22,7 +22,7 @@ from .networks import (
     train_last_pool,
     zero_sums,
 )
-from .optim import WeightAverage, decay_groups
+from .optim import WeightAverage, decay_groups, make_adamw
 from .schedules import deit_learning_rate
 from .starting import load_start
 from .task import Task
@@ -79,7 +79,7 @@ class SupervisedTask(Task):
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Return AdamW, with weight decay on matrices alone; see `decay_groups`."""
         groups = decay_groups(self.model, self.config.weight_decay)
-        return torch.optim.AdamW(groups, lr=self.learning_rate(0.0), weight_decay=0.0)
+        return make_adamw(groups, self.learning_rate(0.0), weight_decay=0.0)
 
     def learning_rate(self, epoch: float) -> float:
         """Return the rate of `deit_learning_rate`."""

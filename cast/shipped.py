@@ -1,0 +1,35 @@
+"""The trained weights that come with the package: where they lie, what of, and on which terms. Needs no PyTorch."""
+
+from pathlib import Path
+
+NAME = "imagenette"  # what `--weights` and hierarchy.json call them
+FOLDER = Path(__file__).parent / "assets" / NAME  # of a saved model, its licence, its card and its classes
+SIZE = 224  # short side of the network's input at which they segment photos
+
+
+def find_folder() -> Path:
+    """The folder of the weights.
+
+    Raises:
+        ValueError: They are not there: a source tree, or a package, without them.
+    """
+    missing = [name for name in ("config.json", "model.safetensors") if not (FOLDER / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"the weights that come with the package are missing (no {' and no '.join(missing)} in {FOLDER}): install "
+            "it again, or name a model or other weights"
+        )
+    return FOLDER
+
+
+def class_names() -> tuple[str, ...]:
+    """What the classes are called, in the order of the logits."""
+    return tuple((FOLDER / "classes.txt").read_text(encoding="utf-8").splitlines())
+
+
+def notice() -> str:
+    """What a user must know before the first result."""
+    return (
+        f"using the weights that come with the package, trained on {NAME} (photos of ten classes of ImageNet). They "
+        f"are for non-commercial research only: {FOLDER / 'LICENSE'}"
+    )
