@@ -84,7 +84,8 @@ def _parser() -> argparse.ArgumentParser:
         "--size",
         type=_positive,
         metavar="S",
-        help="short side of the network's input, 8 to 8192; with --crop a multiple of 8 (default: 224)",
+        help="short side of the network's input, 8 to 8192; with --crop a multiple of 8 "
+        "(default: 128; of --model and other weights, 224)",
     )
     segment.add_argument(
         "--crop", action="store_true", help="the published evaluation transform: resize, then the central square"

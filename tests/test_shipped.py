@@ -57,12 +57,20 @@ def test_what_lies_in_the_package():
     assert "cast/assets/imagenette" in (ROOT / "NOTICE").read_text()
 
 
+def test_the_card_has_its_figures():
+    card = (shipped.FOLDER / "README.md").read_text()
+    assert "FIGURES" not in card
+    assert card.count("/ 41.9") == 1  # best match on butterflies, as in the rows below
+    rows = (ROOT / "bench/results/imagenette_cpu.csv").read_text()
+    assert "0.41872865774303" in rows
+
+
 def test_help_tells_the_defaults():
     config, _ = read_config(shipped.FOLDER)
     commands = next(action for action in _parser()._actions if action.dest == "command").choices
     said = {name: " ".join(commands[name].format_help().split()) for name in ("segment", "demo", "export")}
     assert f"(default: {','.join(map(str, config.num_clusters))}; of --model" in said["segment"]
-    assert f"(default: {shipped.SIZE})" in said["segment"]
+    assert f"(default: {shipped.SIZE}; of --model and other weights, 224)" in said["segment"]
     assert config.superpixels.num_superpixels / config.img_size**2 == 196 / 224**2
     check_size(shipped.SIZE, crop=True)
     assert all(f"{shipped.NAME}, the small model that comes with the package" in text for text in said.values())
