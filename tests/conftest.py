@@ -29,6 +29,15 @@ def poison(monkeypatch):
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """For what is too small to share among threads, which only wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)

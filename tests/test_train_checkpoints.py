@@ -20,12 +20,7 @@ CHANGES = {"precision": "float32", "accumulate": 2, "eval_every": 2, "clip_grad"
 OPTIONS = {"dropout": 0.5}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -35,13 +35,7 @@ from cast.train.logs import RunLog, TrainProgress, read_log
 from cast.train.loop import run
 from cast.train.optimizer_step import OptimizerSteps
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
