@@ -178,9 +178,9 @@ def check(archs: list[int], only: str = "") -> int:
 
 def _compiles_badly(case: Any, arch: int) -> bool:
     report = compile_case(case, arch)
-    wrong = report.stack > 0 or report.shared > SHARED_MEMORY[arch]
+    wrong = report.spills > 0 or report.shared > SHARED_MEMORY[arch]
     print(
-        f"sm_{arch} {case.name}: {report.registers} registers, {report.stack} B stack, {report.shared} B shared"
+        f"sm_{arch} {case.name}: {report.registers} registers, {report.spills} B spilled, {report.shared} B shared"
         + ("  <-- spills or does not fit" if wrong else ""),
         flush=True,
     )

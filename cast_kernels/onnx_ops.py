@@ -1,6 +1,8 @@
-"""ONNX of ops whose definition in PyTorch would be traced into thousands of nodes; imports onnxscript.
+"""ONNX of what PyTorch's exporter would write badly; imports onnxscript.
 
-Farthest point sampling is a loop, which tracing unrolls. Here it is one ``Loop``, in float64 as its definition.
+Farthest point sampling is a loop, which tracing unrolls. Here it is one ``Loop``, in float64 as its definition. Sums of
+rows by label would become ``ScatterND``, which onnxruntime's threads add to without waiting for each other, so that it
+loses terms now and then; ``ScatterElements`` adds one after another.
 """
 
 from typing import Any
@@ -67,6 +69,14 @@ def farthest_point_sample(x: Any, num_samples: int, start: int, mask: Any, preci
     picked = op.And(distinct, op.Equal(token_index, first))
     rest = sample_farthest(x, valid, squared_distance(x, point), picked, distinct, num_samples - 1)
     return op.Concat(first, rest, axis=1)
+
+
+def index_add(x: Any, dim: int, index: Any, source: Any, alpha: float = 1.0) -> Any:
+    """``aten.index_add`` on ONNX values: x with the slices of source added at index along dim, in order."""
+    others = [axis for axis in range(len(x.shape)) if axis != dim % len(x.shape)]
+    everywhere = op.Expand(op.Unsqueeze(index, op.Constant(value_ints=others)), op.Shape(source))
+    terms = source if alpha == 1.0 else op.Mul(source, op.CastLike(float(alpha), source))
+    return op.ScatterElements(x, everywhere, terms, axis=dim, reduction="add")
 
 
 def _mean(x: Any, valid: Any) -> Any:

@@ -46,10 +46,12 @@ def references(*, keep: Collection[str] = ()) -> Iterator[None]:
 
 
 def onnx_translations() -> dict[Callable, Callable]:
-    """Return what ``torch.onnx.export(..., custom_translation_table=)`` needs for an ONNX model of few nodes.
+    """Return what ``torch.onnx.export(..., custom_translation_table=)`` needs for an ONNX model of these ops.
 
     Tracing farthest point sampling unrolls its loop; the table has it as one ``Loop`` of ONNX, in float64 and with ties
-    to the lowest index like its definition. So trace within ``references(keep=["farthest_point_sample"])``.
+    to the lowest index like its definition. So trace within ``references(keep=["farthest_point_sample"])``. Sums of
+    rows by label (``aten.index_add``) become ``ScatterElements``, which adds in order: onnxruntime's ``ScatterND``,
+    PyTorch's choice, adds from several threads at once and loses terms.
 
     Raises:
         ImportError: onnxscript is not installed (extra ``export``).
@@ -58,7 +60,10 @@ def onnx_translations() -> dict[Callable, Callable]:
         from cast_kernels import onnx_ops
     except ImportError as error:
         raise ImportError(f"ONNX needs onnx and onnxscript: pip install 'cast-kernels[export]' ({error})") from error
-    return {torch.ops.cast_kernels.farthest_point_sample.default: onnx_ops.farthest_point_sample}
+    return {
+        torch.ops.cast_kernels.farthest_point_sample.default: onnx_ops.farthest_point_sample,
+        torch.ops.aten.index_add.default: onnx_ops.index_add,
+    }
 
 
 class _Routing(TorchFunctionMode):

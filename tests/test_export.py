@@ -112,6 +112,8 @@ def test_onnx_on_a_photo(mini, demo_photo, tmp_path):
 
 def test_onnx_of_a_dense_model(tmp_path):
     """Interpolated means of features and positions, unpooling, fused levels."""
+    import onnx
+
     options = SMALL | {"img_size": 64, "depths": (1, 1), "num_clusters": (12, 6), "decoder_depth": 1}
     model = create_model("cast_segmenter_small", **options).eval()
     image, labels = photo(2, 56, 72), grid_labels(2, 56, 72, 12)
@@ -119,6 +121,9 @@ def test_onnx_of_a_dense_model(tmp_path):
     differences = compare(tmp_path / "model.onnx", model, image, labels, num_segments=30)
     assert_same(differences, 2e-5)
     assert {"logits", "cls", "tokens", "parents1", "label_maps"} <= differences.keys()
+    operators = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert "ScatterElements" in operators
+    assert "ScatterND" not in operators  # see test_sums_of_rows_in_onnx
 
 
 def test_onnx_of_published_behaviour(tmp_path):
@@ -163,6 +168,27 @@ def test_sampling_in_onnx(start, duplicates, count, masked, dtype):
         some = [given[rows] for given in inputs]
         (found,) = session.run(None, {i.name: v.numpy() for i, v in zip(session.get_inputs(), some, strict=True)})
         assert found.tolist() == Sample()(*some).tolist()
+
+
+@pytest.mark.parametrize(("dim", "alpha"), [(0, 1), (1, 1), (-1, 2)])
+def test_sums_of_rows_in_onnx(dim, alpha):
+    """``ScatterND`` adds from several threads of onnxruntime at once and loses terms, so the graph has none."""
+    import onnxruntime
+
+    class Sum(torch.nn.Module):
+        def forward(self, x, index, rows):
+            return x.index_add(dim, index, rows, alpha=alpha)
+
+    shape = [4, 5, 6]
+    x, index = torch.zeros(shape), torch.randint(0, 4, (9,))
+    shape[dim] = len(index)
+    inputs = (x, index, torch.randn(shape))
+    program = torch.export.export(Sum(), inputs)
+    exported = torch.onnx.export(program, custom_translation_table=onnx_translations(), verbose=False)
+    assert "ScatterND" not in {node.op_type for node in exported.model_proto.graph.node}
+    session = onnxruntime.InferenceSession(exported.model_proto.SerializeToString())
+    (found,) = session.run(None, {i.name: v.numpy() for i, v in zip(session.get_inputs(), inputs, strict=True)})
+    torch.testing.assert_close(torch.from_numpy(found), Sum()(*inputs))
 
 
 # --- refusals

@@ -34,15 +34,21 @@ class Case:
 
 @dataclass(frozen=True)
 class Report:
-    """What the assembler said of one compiled case; bytes of shared memory and stack per block and thread."""
+    """What the assembler made of one compiled case.
+
+    Attributes:
+        registers: Of a thread.
+        spills: Bytes of a thread's stack; 0 where no instruction goes there, for the assembler may reserve it unused.
+        shared: Bytes of shared memory of a block.
+    """
 
     registers: int
-    stack: int
+    spills: int
     shared: int
 
 
 def compile_case(case: Case, arch: int) -> Report:
-    """Compile for sm_``arch`` and read registers and stack with the cuobjdump that triton ships."""
+    """Compile for sm_``arch`` and read registers and spills with the cuobjdump that triton ships."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -56,6 +62,13 @@ def compile_case(case: Case, arch: int) -> Report:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(compiled.asm["cubin"])
         tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-        usage = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True).stdout
-    found = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
-    return Report(found["REG"], found["STACK"] + found["LOCAL"], max(found["SHARED"], compiled.metadata.shared))
+        usage = _run(tool, "-res-usage", path)
+        found = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
+        spills = found["STACK"] + found["LOCAL"]
+        if spills and not re.search(r"\b(LDL|STL)\b", _run(tool, "-sass", path)):
+            spills = 0
+    return Report(found["REG"], spills, max(found["SHARED"], compiled.metadata.shared))
+
+
+def _run(*command: str | Path) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -388,7 +388,7 @@ def _grad_u_tiles(arch: int, N: int, K: int, C: int) -> tuple[dict, dict]:
     default = {"BLOCK_C": 32, "num_warps": 8 if large else 4, "num_stages": 2, "per_processor": 1 if large else 4}
     default |= {"KEEP": True, "enable_fp_fusion": FUSION}
     if large and SHARED_MEMORY.get(arch, 0) < 128 * 1024:
-        default |= {"KEEP": False, "num_stages": 1}
+        default |= {"KEEP": False, "BLOCK_C": 16, "num_stages": 1}
     elif arch == 90:
         default["BLOCK_C"] = 64
     sizes, options = split_options(tiles("assign_pool_grad_u", arch, default, N=N, K=K, C=C))
@@ -398,7 +398,8 @@ def _grad_u_tiles(arch: int, N: int, K: int, C: int) -> tuple[dict, dict]:
 def _change_tiles(arch: int, N: int, K: int) -> tuple[dict, dict]:
     """Constants and options of `_change_kernel`."""
     block_k = padded(K)
-    default = {"BLOCK_N": min(padded(N), 2048 // block_k), "num_warps": 4, "num_stages": 3, "enable_fp_fusion": FUSION}
+    default = {"BLOCK_N": min(padded(N), 2048 // block_k), "num_stages": 3, "enable_fp_fusion": FUSION}
+    default["num_warps"] = 8 if N * K > 64 * 32 else 4
     sizes, options = split_options(tiles("assign_pool_change", arch, default, N=N, K=K))
     return sizes | {"BLOCK_K": block_k}, options
 

@@ -280,7 +280,8 @@ def _sum_tiles(dtype: torch.dtype, arch: int, N: int, K: int, C: int) -> tuple[d
     """128 bytes of each row a program, so that programs are many; a few tiles in flight."""
     default = {"BLOCK_N": 32, "BLOCK_K": min(64, padded(K)), "BLOCK_C": 32 if dtype == torch.float32 else 64}
     default |= {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": FUSION}
-    if dtype == torch.float32 and SHARED_MEMORY.get(arch, 0) < 128 * 1024:  # the smaller processors: three would spill
+    small = SHARED_MEMORY.get(arch, 0) < 128 * 1024
+    if dtype == torch.float32 and (small or arch >= 100):  # three would spill
         default["num_stages"] = 2
     return split_options(tiles("unpool_backward", arch, default, N=N, K=K, C=C))
 
