@@ -1,5 +1,6 @@
 """The trained weights that come with the package: where they lie, what of, and on which terms. Needs no PyTorch."""
 
+import os
 from pathlib import Path
 
 NAME = "imagenette"  # what `--weights` and hierarchy.json call them
@@ -20,6 +21,17 @@ def find_folder() -> Path:
             "it again, or name a model or other weights"
         )
     return FOLDER
+
+
+def resolve(weights: str | os.PathLike[str]) -> Path:
+    """The path of weights that a user names: "imagenette", unless there is such a path, is `FOLDER`.
+
+    Raises:
+        ValueError: The package's weights are meant, and are not there.
+    """
+    path = Path(weights)
+    called = path == Path(NAME) and not path.exists()
+    return find_folder() if called or os.path.realpath(path) == os.path.realpath(FOLDER) else path
 
 
 def class_names() -> tuple[str, ...]:

@@ -122,9 +122,7 @@ def _find_weights(name: str | None, weights: str | os.PathLike[str] | None) -> P
     """The file or folder of weights: `shipped.FOLDER` where the package's are meant, None for random ones."""
     if weights is None:
         return shipped.find_folder() if name in (None, shipped.NAME) else None
-    path = Path(weights)
-    called = path == Path(shipped.NAME) and not path.exists()
-    return shipped.find_folder() if called or os.path.realpath(path) == os.path.realpath(shipped.FOLDER) else path
+    return shipped.resolve(weights)
 
 
 def _random_model(name: str) -> tuple[ImageModel, None]:

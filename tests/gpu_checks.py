@@ -1,5 +1,7 @@
 """What every kernel must hold on a GPU: ``run(*case)`` returns tensors, ``case`` holds the inputs."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -10,13 +12,20 @@ needs_gpu = [
 needs_second_gpu = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second CUDA device")
 
 
-def assert_no_synchronisation(run, case):
-    run(*case)
+@contextmanager
+def no_synchronisation():
+    """A context in which to wait for the GPU is an error."""
     torch.cuda.set_sync_debug_mode("error")
     try:
-        run(*case)
+        yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def assert_no_synchronisation(run, case):
+    run(*case)
+    with no_synchronisation():
+        run(*case)
 
 
 def assert_graph_replays(run, case, other):

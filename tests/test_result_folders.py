@@ -4,7 +4,6 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 from segment_helpers import FILES, left_in, make_scene, read, segment
 
@@ -12,13 +11,7 @@ import cast.results
 from cast.cli import main
 from cast.result_folders import replace_folder, result_names
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -19,14 +19,7 @@ from cast.results import result_names
 from cast.segment import Settings, segment_image
 from cast.weights import load_model
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The images are too small to share among threads, which only wait for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="session")

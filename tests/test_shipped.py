@@ -26,12 +26,7 @@ RED = (190, 30, 20)  # of the line under the panel that warns of random weights
 SMALL = {"img_size": 64, "embed_dim": 48, "depths": (1, 1), "num_clusters": (8, 4), "num_classes": 3}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

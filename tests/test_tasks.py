@@ -1,14 +1,22 @@
 """From settings to tasks: seeds and precision, weights to start from, and what cannot be built."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from gpu_checks import needs_gpu, no_synchronisation
 from small_model import make_variant
 from task_helpers import MODELS, POOLED, TASKS, generator, make_batch, make_config
 
-from cast.models import create_model
+from cast import shipped
+from cast.models import create_model, from_pretrained
 from cast.models.official import to_official
+from cast.train.batch import Batch
+from cast.train.distributed import setup
 from cast.train.linear_probe import ProbeTask
 from cast.train.moco import MocoTask
+from cast.train.optimizer_step import OptimizerSteps
+from cast.train.parallel import Network
 from cast.train.supervised import SupervisedTask
 from cast.train.tasks import make_task
 
@@ -41,10 +49,9 @@ def test_float64_is_float64_throughout(kind):
 
 @pytest.mark.parametrize("kind", ["moco", "supervised"])
 def test_settings_reach_the_network(kind):
-    task = make_task(make_config(kind, img_size=96, grad_checkpointing=True, model="vit_conv_small"), 4)
+    task = make_task(make_config(kind, img_size=96, model="vit_conv_small"), 4)
     model = task.base_encoder if kind == "moco" else task.model
     assert model.config.img_size == 96
-    assert model.grad_checkpointing
     assert model.config.num_classes == (0 if kind == "moco" else 4)
 
 
@@ -80,6 +87,25 @@ def same_but_heads(model, source):
 
 
 @pytest.mark.parametrize("kind", ["moco", "supervised"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_a_step_does_not_wait_for_the_gpu(kind, device):
+    """From a pinned batch to moved parameters, superpixels included; on the CPU it only has to run."""
+    config = make_config(kind, device=device, clip_grad=1.0, precision="bfloat16")
+    with setup(device) as processes:
+        network = Network(config, make_task(config, 3), processes)
+        steps = OptimizerSteps(config, network, processes, 4)
+        batch = make_batch(8, network.task.views)
+        if device == "cuda":
+            batch = Batch(*(x if x is None else x.pin_memory() for x in batch))
+        steps.do(0, [batch])
+        with no_synchronisation() if device == "cuda" else nullcontext():
+            steps.do(1, [batch])
+        loss, count = steps.take_losses()
+    assert count == 2
+    assert 0.0 < loss < 100.0
+
+
+@pytest.mark.parametrize("kind", ["moco", "supervised"])
 @pytest.mark.parametrize("model", MODELS)
 def test_from_a_saved_model(tmp_path, kind, model):
     source = create_model(model, img_size=64, num_classes=7, **MODELS[model])
@@ -88,6 +114,20 @@ def test_from_a_saved_model(tmp_path, kind, model):
     assert same_but_heads(encoder_of(task), source)
     copy = task.momentum_encoder if kind == "moco" else task.ema.model
     assert same_but_heads(copy, source)
+
+
+def test_from_the_weights_of_the_package():
+    """They are in half precision; positions, which are no weights, are made in the precision that is trained."""
+    source = from_pretrained(shipped.FOLDER).float()
+    source.init_non_persistent_buffers()
+    probe = make_task(make_config("probe", weights="imagenette", model_overrides={}, img_size=128), 3)
+    assert same_but_heads(probe.model, source)
+    buffers, expected = dict(probe.model.named_buffers()), dict(source.named_buffers())
+    assert buffers.keys() == expected.keys()
+    assert all(torch.equal(buffers[name], expected[name]) for name in buffers)
+    shape = {name: getattr(source.config, name) for name in ("embed_dim", "num_heads", "depths", "num_clusters")}
+    values = {"model": "cast_mini", "model_overrides": shape, "weights": "imagenette", "img_size": 128}
+    assert same_but_heads(make_task(make_config("supervised", **values), 3).model, source)
 
 
 def test_supervised_goes_on_from_moco(tmp_path):

@@ -1,5 +1,6 @@
 """Features computed once for a probe: without autocast, a row per image, and not of a divided network."""
 
+import copy
 import logging
 
 import pytest
@@ -20,12 +21,20 @@ def images(tmp_path):
     return open_image_set(class_tree(tmp_path / "set", classes=2, per_class=COUNT // 2))
 
 
-def make_batches(images, **settings):
+def make_batches(images, progress=False, **settings):
     values = {"model": "vit_conv_small", "img_size": 16, "augment": False, "batch": 4, "workers": 0}
     config = make_config("probe", **values | settings)
     with setup("cpu") as processes:
         assert isinstance(processes, Processes)
-        return FeatureBatches(config, make_task(config, 2), images, images, processes, COUNT // 4)
+        return FeatureBatches(config, make_task(config, 2), images, copy.copy(images), processes, COUNT // 4, progress)
+
+
+def test_both_sets_are_made_before_the_first_step_and_told_of(images, capsys):
+    data = make_batches(images, progress=True)
+    next(data.training(0))
+    assert capsys.readouterr().err.count(f"features of {COUNT} images are on cpu") == 2
+    data.task = None
+    assert len(joined(data.evaluation())[0]) == COUNT
 
 
 def joined(batches):

@@ -285,6 +285,25 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path, monkeypatch):
     assert checkpoint(tmp_path)["/state/step"] == 5  # half a step is not saved
 
 
+def test_a_signal_before_the_first_batch_ends_the_run_at_once(tmp_path, uninterrupted):
+    """There images are put on the device, or features made: long work without anything to save."""
+    config = toy_config()
+    past = []
+
+    def slow(first):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.001)
+        past.append(first)
+        return toy_batches(config)(first)
+
+    with pytest.raises(Stopped) as stopped:
+        run_toy(tmp_path, config, ToyTask(config), batches=slow)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert past == []
+    train(tmp_path)
+    assert_equal(checkpoint(tmp_path), checkpoint(uninterrupted))
+
+
 def test_two_runs_in_a_folder(tmp_path):
     beacon = tmp_path / "beacon"
     jobs = start(train_and_report, tmp_path / "run", {}, {"sleep": 60.0, "beacon": os.fspath(beacon)})
@@ -413,9 +432,23 @@ def test_tensorboard(tmp_path, monkeypatch):
     names = {values[0]: values[2] for values in seen[1:-1]}
     assert names == {"epoch": 4, "loss": 4, "lr": 4, "images_per_second": 4, "evaluation/accuracy": 4}
     assert seen[-1] == "closed"
+
+
+def test_tensorboard_reads_what_is_written(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(tmp_path, {"tensorboard": True, "epochs": 1, "log_every": 2})
+    events = EventAccumulator(os.fspath(tmp_path / "tensorboard"))
+    events.Reload()
+    logged = {line["step"]: line["loss"] for line in read_log(tmp_path / "log.jsonl") if "loss" in line}
+    assert {event.step: event.value for event in events.Scalars("loss")} == pytest.approx(logged)
+    assert [event.step for event in events.Scalars("evaluation/accuracy")] == [4]
+
+
+def test_tensorboard_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ImportError, match=r"pip install 'cast-kernels\[train\]'"):
-        train(tmp_path / "other", {"tensorboard": True})
+        train(tmp_path, {"tensorboard": True})
 
 
 def broken_after(config, step):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cast import shipped
 from cast._terminal import printable
 from cast.data.augment import make_transform
 from cast.data.device_augment import make_device_transform
@@ -55,7 +56,9 @@ def train(config: TrainConfig, folder: Path, *, progress: bool = True) -> dict[s
         steps = steps_per_epoch(len(images), config.batch, _repeats(config))
         _check_parts(config, processes)
         if isinstance(config, ProbeConfig) and not config.augment:
-            data: _Loaded | FeatureBatches = FeatureBatches(config, task, images, held_out, processes, steps)
+            data: _Loaded | FeatureBatches = FeatureBatches(
+                config, task, images, held_out, processes, steps, progress and is_main()
+            )
         else:
             data = _Loaded(config, task.preparation, images, held_out, processes, steps, progress and is_main())
         evaluation = data.evaluation if held_out is not None else None
@@ -128,6 +131,8 @@ def run_command(task: str, arguments: argparse.Namespace) -> int:
             raise ValueError("expected DATA, the training images")
         if is_main_process():
             print(printable(describe(config, arguments.out)), file=sys.stderr)
+            if config.weights and shipped.resolve(config.weights) == shipped.FOLDER:
+                print(printable(shipped.notice()), file=sys.stderr)
         result = train(config, arguments.out)
     except TrainingError as error:
         return _complain(task, error, 1)

@@ -24,7 +24,8 @@ class TrainConfig:
             sorted.
         model: A name of `cast.list_models()`.
         model_overrides: Fields of the model's config that differ from the named model's.
-        weights: What the model starts from, as `cast segment --weights` takes it; "" = fresh weights.
+        weights: What the model starts from, as `cast segment --weights` takes it ("imagenette": the package's own, of
+            ``cast_mini`` as in recipes/imagenette_cpu.toml); "" = fresh weights.
         img_size: Side of the square crops that the network sees.
         superpixels_on: "device": in the training step; "cpu": in the workers that load images.
         cache: "none", or "device": the whole set is kept on the device as uint8 and augmented there.
@@ -51,7 +52,8 @@ class TrainConfig:
         log_every: Steps between lines of the log.
         save_every: Steps between checkpoints, besides those at the end of each epoch; 0 = only there.
         eval_every: Epochs between evaluations on ``val``.
-        time_limit: Minutes after which the run is saved and ends, to be continued by the same command; 0 = none.
+        time_limit: Minutes after which the run is saved and ends, to be continued by the same command; 0 = none. What
+            comes before the first step, as images kept on the device or features, counts, but is not cut short.
         tensorboard: Whether there is a log for TensorBoard too.
         compat: "", or "published": what the published code did differently, see `cast.models.compat`; in supervised
             training superpixels are then made of the erased and unmixed image as well.

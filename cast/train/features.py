@@ -14,6 +14,7 @@ from .batch import Batch, send
 from .config import ProbeConfig
 from .distributed import Processes
 from .linear_probe import ProbeTask
+from .logs import TrainProgress
 
 
 class FeatureBatches:
@@ -30,6 +31,7 @@ class FeatureBatches:
         held_out: To evaluate on, or None.
         processes: Who trains.
         steps: Optimizer steps in an epoch.
+        progress: Whether it is told on stderr how many features there are.
     """
 
     def __init__(
@@ -40,15 +42,19 @@ class FeatureBatches:
         held_out: ImageSet | None,
         processes: Processes,
         steps: int,
+        progress: bool = False,
     ) -> None:
         self.config, self.task, self.processes = config, task, processes
         self.images, self.held_out, self.last_step = images, held_out, config.epochs * steps
+        self._progress = progress
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
 
     def training(self, first_step: int) -> Iterator[Batch]:
         """Return what this process trains on, from a step of the run on."""
         c, place = self.config, self.processes
         features, targets = self._features(self.images, replace_broken=True)
+        if self.held_out is not None:  # now: before the first step a signal ends the run at once
+            self._features(self.held_out, replace_broken=False)
         requests = Requests(
             len(targets), c.batch, c.accumulate, c.seed, 1, place.rank, place.world_size, first_step, self.last_step
         )
@@ -72,13 +78,16 @@ class FeatureBatches:
             transform = make_transform(self.config, train=False)
             features, targets = [], []
             loaded = evaluation_batches(images, transform, self.config, rank=0, world=1, replace_broken=replace_broken)
+            progress, done = TrainProgress(len(images), 0, 1, self._progress), 0
             for raw in loaded:
                 batch = raw.to(device)
                 # Figures are taken under autocast, training features are not: both must be of the same network.
                 with torch.autocast(device.type, enabled=False):
                     features.append(self.task.features(batch))
                 targets.append(batch.targets)
+                progress.advance(done := done + len(batch.targets))
             if not features:
                 raise ValueError("expected images, got none that can be read")
+            progress.say(f"features of {done} images are on {device}")
             self._known[id(images)] = torch.cat(features), torch.cat(targets)
         return self._known[id(images)]

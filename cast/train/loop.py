@@ -46,7 +46,7 @@ def run(
     In the folder of the run lie ``log.jsonl``, ``last.pt`` and ``best.pt`` (see `checkpoints`), and once it is done the
     folder ``model`` and ``result.json``. A run that was killed at any moment goes on from ``last.pt`` and ends as if it
     had not been: every random number follows from the position. Ctrl-C, SIGTERM and SIGHUP are obeyed between two
-    steps, after ``last.pt`` is written; a second one at once.
+    steps, after ``last.pt`` is written; a second one at once, as is one that comes before the first batch is there.
 
     Args:
         config: The settings.
@@ -162,7 +162,8 @@ class _Loop:
         self.network.task.train()
         if state.step < self.total:
             self.batches = training_batches(state.step)
-        self._fetch_and_agree()
+        self._fetch_and_agree()  # the first: with features or images kept on the device it can take long
+        self.stop.wait()
         while True:
             if self.must_stop:
                 self._save()

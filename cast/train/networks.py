@@ -46,7 +46,6 @@ def build_network(config: TrainConfig, **values: Any) -> ImageModel:
     except (TypeError, ValueError) as error:
         raise ValueError(f"cannot build {config.model}: {error}") from error
     check_superpixels(model.config, config.img_size)
-    model.set_grad_checkpointing(config.grad_checkpointing)
     return model
 
 

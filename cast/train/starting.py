@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +13,7 @@ from cast.models.base import ImageModel
 from cast.models.config import CastConfig, ImageConfig
 from cast.models.official import load_official
 from cast.models.trunk import Trunk
+from cast.shipped import resolve
 
 from .config import TrainConfig
 from .networks import build_network, check_fits, check_superpixels
@@ -33,7 +33,7 @@ def load_start(model: ImageModel, config: TrainConfig) -> None:
     """
     if not config.weights:
         return
-    path = Path(config.weights)
+    path = resolve(config.weights)
     source = from_pretrained(path) if path.is_dir() else None
     state = read_weights(path).state if source is None else source.state_dict()
     try:
@@ -61,10 +61,9 @@ def load_encoder(config: TrainConfig) -> ImageModel:
     Raises:
         ValueError: The weights cannot be read, or are not of a model for whole images that fits the settings.
     """
-    path = Path(config.weights)
     if not config.weights:
         model = build_network(config, num_classes=0)
-    elif path.is_dir():
+    elif (path := resolve(config.weights)).is_dir():
         model = _with_overrides(from_pretrained(path), config.model_overrides)
     else:
         found = read_weights(path)
@@ -78,12 +77,13 @@ def load_encoder(config: TrainConfig) -> ImageModel:
         else:
             model = build_network(config, num_classes=0)
             load_start(model, config)
-    check_fits(model.config, f"a {model.config.kind} from {path}")
+    check_fits(model.config, f"a {model.config.kind} from {config.weights}")
     if config.compat and isinstance(model.config, CastConfig):
         model.config = dataclasses.replace(model.config, compat=config.compat)
     check_superpixels(model.config, config.img_size)
     model.reset_classifier(0)
-    return model.float().eval()
+    model.float().init_non_persistent_buffers()  # of weights in half precision, positions too are made in it
+    return model.eval()
 
 
 def _is_published(state: Mapping[str, Tensor]) -> bool:

@@ -19,14 +19,15 @@ _DEAF = 5.0  # seconds in which further signals are the same one: torchrun passe
 class StopRequest:
     """A context in which Ctrl-C, SIGTERM and SIGHUP are noted instead of obeyed; a second one is obeyed at once.
 
-    Signals that the process was started to ignore stay ignored. Outside of the main thread nothing is changed.
+    Until `wait` is called the first one is obeyed at once too: there is nothing to save yet. Signals that the process
+    was started to ignore stay ignored. Outside of the main thread nothing is changed.
 
     Attributes:
         number: The signal that came; 0 = none.
     """
 
     def __init__(self) -> None:
-        self.number = 0
+        self.number, self._waits = 0, False
         self._since = 0.0
         self._before: dict[int, object] = {}
 
@@ -41,10 +42,15 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def wait(self) -> None:
+        """From now on the run is going to be saved before it ends."""
+        self._waits = True
+
     def _note(self, number: int, _: FrameType | None) -> None:
-        if not self.number:
+        first = not self.number
+        if first:
             self.number, self._since = number, time.monotonic()
-        elif time.monotonic() > self._since + _DEAF:
+        if not self._waits if first else time.monotonic() > self._since + _DEAF:
             raise Stopped(number)
 
 
