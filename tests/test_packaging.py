@@ -232,8 +232,9 @@ def test_cuda_kernels_spill_nothing(cuda_build):
 
 @pytest.mark.skipif(NVCC is None, reason="this machine has no nvcc")
 def test_every_default_architecture_compiles(tmp_path):
-    """With little optimisation, as compiling it all in full takes minutes."""
+    """With little optimisation, as compiling it all in full takes minutes. `cuda_build` is of sm_90, in full."""
     archs = [arch.partition("-")[0] for arch in default_architectures()]
+    archs.remove("90")
     sources = sorted((ROOT / "csrc").glob("*.cu"))
     flags = ["-std=c++17", "--fmad=false", "-cubin", "-Xcicc", "-O1", "-Xptxas", "-O1"]
 
@@ -266,6 +267,7 @@ def test_extension_builds_for_every_python_that_is_installed(tmp_path):
         build = tmp_path / version
         options = {
             "CMAKE_BUILD_TYPE": "Release",
+            "CMAKE_CXX_FLAGS_RELEASE": "-O0",  # in half the time
             "CMAKE_LIBRARY_OUTPUT_DIRECTORY": build,
             "CMAKE_MAKE_PROGRAM": Path(sys.executable).parent / "ninja",
             "Python_EXECUTABLE": python,

@@ -5,6 +5,7 @@ import torch
 from image_set_helpers import class_tree
 from task_helpers import make_config
 
+from cast.cli import main
 from cast.data.image_sets import open_image_set
 from cast.train import command
 from cast.train.distributed import Processes
@@ -55,3 +56,14 @@ def test_no_progress_is_none(folder, tmp_path, capsys):
     config = make_config("probe", **SMALL, data=str(folder), cache="device")
     command.train(config, tmp_path / "run", progress=False)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("weights", ["imagenette", ""])
+def test_the_terms_of_the_package_weights_are_named(folder, tmp_path, capsys, monkeypatch, weights):
+    monkeypatch.setattr(
+        command, "train", lambda config, out: {"status": "time limit", "step": 0, "loss": None, "metrics": {}}
+    )
+    assert (
+        main(["probe", str(folder), "--out", str(tmp_path / "run"), *(["--weights", weights] if weights else [])]) == 0
+    )
+    assert ("non-commercial research" in capsys.readouterr().err) == bool(weights)
