@@ -7,7 +7,7 @@ loses terms now and then; ``ScatterElements`` adds one after another.
 
 from typing import Any
 
-from onnxscript import BOOL, DOUBLE, INT64, script
+from onnxscript import BOOL, DOUBLE, INT32, INT64, script
 from onnxscript import opset18 as op  # in which PyTorch's translations are written, and converted from
 from onnxscript.values import Opset
 
@@ -74,6 +74,7 @@ def farthest_point_sample(x: Any, num_samples: int, start: int, mask: Any, preci
 def index_add(x: Any, dim: int, index: Any, source: Any, alpha: float = 1.0) -> Any:
     """``aten.index_add`` on ONNX values: x with the slices of source added at index along dim, in order."""
     others = [axis for axis in range(len(x.shape)) if axis != dim % len(x.shape)]
+    index = op.Cast(index, to=INT32.dtype)  # as it is repeated for every element: half the memory of int64
     everywhere = op.Expand(op.Unsqueeze(index, op.Constant(value_ints=others)), op.Shape(source))
     terms = source if alpha == 1.0 else op.Mul(source, op.CastLike(float(alpha), source))
     return op.ScatterElements(x, everywhere, terms, axis=dim, reduction="add")
