@@ -4,7 +4,8 @@ D holds imagenette as ``labels.csv`` (id, split, wnid) and ``images/ID.jpg``; O 
 `bench.imagenette_masks`. Both models are trained by `cast train` with the settings of a recipe, for every seed; then
 come a linear probe (`cast probe`) and foreground IoU of their segmentations: CAST's own levels against k-means on the
 ViT's tokens, both also with the weights they started from, and floors that need no network. ``--only last-pool`` trains
-the last pool of a trained CAST, which as published gets no gradient, and scores it before and after.
+the last pool of a trained CAST, which as published gets no gradient, and scores it before and after; ``--only joint``
+trains a CAST whose last pool learns with the rest from the start.
 
 Each piece is saved in R/results.csv when it is done, with machine and commit, and not done again; training goes on
 from its checkpoints. With ``--minutes`` the command ends in time, with exit code 75 if there is more to do.
@@ -36,8 +37,10 @@ from cast.train.tasks import make_task
 from cast.weights import find_device
 
 RECIPE = ROOT / "recipes" / "imagenette.toml"
-TABLES = {"train", "cast", "vit", "probe", "evaluate", "last_pool"}  # of a recipe
-PIECES = ("floors", "random", "train", "probe", "segment", "last-pool")
+TABLES = {"train", "cast", "vit", "probe", "evaluate", "last_pool", "joint"}  # of a recipe
+OF_THE_LAST_POOL = ("last-pool", "joint")  # of CAST alone, done when asked for
+USUAL = ("floors", "random", "train", "probe", "segment")
+PIECES = (*USUAL, *OF_THE_LAST_POOL)
 AGAIN = 75  # EX_TEMPFAIL
 RESERVE = 30.0  # seconds in which a run loads its photos, saves itself and ends
 
@@ -90,7 +93,7 @@ class Experiment:
         """Return what a piece is done for."""
         if piece == "floors":
             return tuple(self.floor_segmenters())
-        return ("cast",) if piece == "last-pool" else ("cast", "vit")
+        return ("cast",) if piece in OF_THE_LAST_POOL else ("cast", "vit")
 
     def floors(self, name: str, seed: int) -> list[Row]:
         """Score what needs no network."""
@@ -125,6 +128,12 @@ class Experiment:
         found = {"state": "after", "first_loss": losses[0], "loss": losses[-1]}
         rows += [found | row for row in self.score(masks.from_cast(network))]
         return [row for row in rows if row["segments"] == str(network.config.num_clusters[-1])]
+
+    def joint(self, model: str, seed: int) -> list[Row]:
+        """Train a CAST with its last pool, and score it."""
+        config = dataclasses.replace(self.training(model, seed), **self.recipe["joint"])
+        figures = self.run(config, self.folder("joint", model, seed))
+        return [figures, *self.score(self.segmenter(self.trained("joint", model, seed), seed))]
 
     # 2. Training
     @property
@@ -176,6 +185,8 @@ class Experiment:
             used["evaluate"] = self.recipe["evaluate"]
         if piece == "last-pool":
             used["last_pool"] = self.recipe["last_pool"]
+        if piece == "joint":
+            used["joint"] = self.recipe["joint"]
         return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:8]
 
     # 3. Scoring
@@ -241,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--recipe", type=Path, default=RECIPE, metavar="FILE", help=f"(default: {RECIPE})")
     parser.add_argument("--minutes", type=float, default=0.0, help="end within this time (default: no limit)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
-    parser.add_argument("--only", nargs="+", choices=PIECES, default=PIECES[:-1], help="(default: all but last-pool)")
+    parser.add_argument("--only", nargs="+", choices=PIECES, default=USUAL, help="(default: all but the last two)")
     parser.add_argument("--device", default="auto", help="(default: auto)")
     arguments = parser.parse_args(argv)
     experiment, code = Experiment(arguments), 0

@@ -31,6 +31,7 @@ SMALL = {
     "probe": {"img_size": 32, "augment": False, "epochs": 1, "batch": 8, "lr": 0.1, "workers": 0},
     "evaluate": {"img_size": 32, "whole": True, "kinds": ["butterfly", "person"], "counts": [8, 4], "every": 1},
     "last_pool": {"epochs": 6, "batch": 8, "lr": 3e-3, "weight_decay": 0.0},
+    "joint": {"last_pool_weight": 1.0},
 }  # fmt: skip
 
 MOCO = SMALL | {"train": {"task": "moco", "img_size": 32, "epochs": 1, "warmup_epochs": 0, "batch": 8, "workers": 0,
@@ -156,6 +157,24 @@ def test_the_last_pool_is_scored_before_and_after(bench):
     ]
     assert float(rows[-1]["loss"]) < float(rows[-1]["first_loss"])
     assert "| cast, last-pool before | 4 | 1 | " in text
+
+
+@pytest.mark.parametrize("recipe", [SMALL, MOCO], ids=["supervised", "moco"])
+def test_a_model_whose_last_pool_learns_with_it_is_scored(bench, tmp_path, recipe):
+    code, text, rows = bench("--only", "train", "joint", recipe=recipe)
+    assert code == 0
+    figures, *scores = (row for row in rows if row["piece"] == "joint")
+    assert float(figures["loss"]) > 0
+    assert [(row["masks"], row["segments"]) for row in scores] == [
+        (kind, level) for kind in ("butterfly", "person") for level in ("superpixels", "8", "4")
+    ]
+    assert "| cast, joint | 4 | 1 | " in text
+    start, joint = (
+        from_pretrained(next((tmp_path / "out" / "runs").glob(f"{piece}-cast-*")) / "model").stages[-1].pool
+        for piece in ("train", "joint")
+    )
+    moved = [not torch.equal(a, b) for a, b in zip(start.parameters(), joint.parameters(), strict=True)]
+    assert any(moved)
 
 
 def test_a_self_supervised_model_gets_the_classifier_of_its_probe(bench):
