@@ -3,6 +3,7 @@
 Environment:
     CAST_KERNELS_CUDA        auto (default: CUDA where nvcc is found) | on (fail without nvcc) | off
     CAST_KERNELS_CUDA_ARCHS  CMake architectures, default "80-real;86-real;89-real;90-real;100-real;120"
+    CAST_KERNELS_BUILD_DIR   folder in which CMake builds and which is kept, default one that pip removes
     MAX_JOBS                 parallel compile jobs, default bounded by cores and memory
     CXX                      the C++ compiler, default what the PATH offers
 """
@@ -80,7 +81,7 @@ class CMakeBuild(build_ext):
 
         require_compiler()
         output = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
-        build = Path(self.build_temp).resolve() / "cmake"
+        build = Path(os.environ.get("CAST_KERNELS_BUILD_DIR") or f"{self.build_temp}/cmake").resolve()
         archs = os.environ.get("CAST_KERNELS_CUDA_ARCHS", DEFAULT_ARCHS).replace(",", ";")
         configure = [
             *(tool("cmake"), "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "--fresh"),

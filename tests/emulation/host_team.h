@@ -1,39 +1,35 @@
 // A team of real threads, with what csrc/team.h asks of one: the GPU's code, run by the CPU.
 #pragma once
 
-#include <condition_variable>
+#include <atomic>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <thread>
 #include <vector>
 
 namespace emulation {
 
 // Waiting threads sleep: there are far more of them than cores, and on a busy machine spinning ones starve the rest.
+// No mutex: those that wake would queue for it.
 class Barrier {
  public:
   explicit Barrier(int threads) : threads_(threads) {}
 
   void wait() {
-    std::unique_lock<std::mutex> lock(mutex_);
-    const uint32_t turn = turn_;
-    if (++arrived_ == threads_) {
-      arrived_ = 0;
-      ++turn_;
-      lock.unlock();
-      all_.notify_all();
+    const uint32_t turn = turn_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
+      arrived_.store(0, std::memory_order_relaxed);
+      turn_.store(turn + 1, std::memory_order_release);
+      turn_.notify_all();
       return;
     }
-    all_.wait(lock, [&] { return turn_ != turn; });
+    turn_.wait(turn, std::memory_order_acquire);
   }
 
  private:
   const int threads_;
-  std::mutex mutex_;
-  std::condition_variable all_;
-  int arrived_ = 0;
-  uint32_t turn_ = 0;
+  std::atomic<int> arrived_{0};
+  std::atomic<uint32_t> turn_{0};
 };
 
 constexpr int kWarp = 32;
