@@ -148,12 +148,6 @@ def sum_over_processes(sums: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: part.view(x.shape) for (name, x), part in zip(flat.items(), parts, strict=True)}
 
 
-def barrier() -> None:
-    """Wait until all processes are here."""
-    if get_world_size() > 1:
-        dist.all_reduce(torch.zeros(1))
-
-
 def broadcast(value: T) -> T:
     """Return what the main process has: a small object that can be pickled."""
     if get_world_size() == 1:
