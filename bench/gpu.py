@@ -2,7 +2,8 @@
 
 1. `cast-kernels doctor`; 2. the tests marked ``gpu``; 3. `cast bench latency`, largest batch first, in at most half of
 the time left; 4. the headline rows of bench.ops; 5. compute-sanitizer over the kernels, where it is installed; 6. how
-cost grows. ``--seconds`` bounds the whole; what it cuts off is named.
+cost grows. ``--seconds`` bounds the whole; what it cuts off is named. Time on a GPU is dear: where a check fails
+the rest goes on, except for ops, which are measured only if 1 and 2 pass; `cast bench` refuses wrong outputs itself.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -18,61 +20,58 @@ from bench.record import RESULTS, ROOT, Table, machine
 
 
 def main() -> int:
-    """Run all steps; return 1 if a check failed (figures of a wrong op are not printed)."""
+    """Run all steps; return 1 if a check failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=540, help="time for everything (default: 540)")
     parser.add_argument("--skip-checks", action="store_true", help="measure only")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("bench.gpu needs a CUDA device, and there is none")
-    deadline = time.monotonic() + arguments.seconds
+    deadline, failed = time.monotonic() + arguments.seconds, []
 
     def left() -> float:
         return deadline - time.monotonic()
 
+    def do(name: str, *command: str) -> bool:
+        """Run a command in at most half of the time left; return whether it ended well."""
+        print(f"== {name}", flush=True)
+        try:
+            code = subprocess.run(command, cwd=ROOT, check=False, timeout=max(30, left() / 2)).returncode
+        except subprocess.TimeoutExpired:
+            print(f"{name} ran out of time; what it had finished is kept")
+            return False
+        if code:
+            failed.append(name)
+        return code == 0
+
+    right = True
     if not arguments.skip_checks:
-        checks = {
-            "doctor": [sys.executable, "-m", "cast_kernels", "doctor"],
-            "tests": [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"],
-        }
-        for name, command in checks.items():
-            print(f"== {name}", flush=True)
-            if subprocess.run(command, cwd=ROOT, check=False).returncode:
-                print(f"{name} failed: nothing is measured")
-                return 1
-    print("== cast bench latency", flush=True)
-    wrong = False
-    command = [sys.executable, "-m", "cast", "bench", "latency", "--device", "cuda", "--seconds", "1"]
-    command += ["--out", str(RESULTS / f"latency_sm{machine()['sm']}")]
-    try:
-        wrong = subprocess.run(command, cwd=ROOT, check=False, timeout=max(30, left() / 2)).returncode != 0
-    except subprocess.TimeoutExpired:
-        print("cast bench latency ran out of time; batches that it finished are in its latency.csv")
-    table = Table(RESULTS / f"ops_sm{machine()['sm']}.csv")
-    print("== headlines", flush=True)
-    for group in HEADLINES:
-        if left() < 20:
-            print(f"out of time before {group}")
-            return 1
-        run([group], table)
+        right = do("doctor", sys.executable, "-m", "cast_kernels", "doctor")
+        right &= do("tests", sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests")
+    latency = [sys.executable, "-m", "cast", "bench", "latency", "--device", "cuda", "--seconds", "1"]
+    do("cast bench latency", *latency, "--out", str(RESULTS / f"latency_sm{machine()['sm']}"))
+    measure(HEADLINES if right else (), left)
     if not arguments.skip_checks and shutil.which("compute-sanitizer"):
         for checker in ("memcheck", "racecheck"):
-            print(f"== compute-sanitizer {checker}", flush=True)
-            command = ["compute-sanitizer", "--tool", checker, "--error-exitcode", "9", sys.executable, "-m", "pytest"]
-            command += ["-q", "-x", "-m", "sanitize", "tests"]
-            try:
-                if subprocess.run(command, cwd=ROOT, check=False, timeout=max(30, left() / 2)).returncode:
-                    print(f"{checker} found errors")
-                    return 1
-            except subprocess.TimeoutExpired:
-                print(f"{checker} ran out of time")
-    print("== sweep", flush=True)
-    for group in SWEEP:
+            tool = ["compute-sanitizer", "--tool", checker, "--error-exitcode", "9"]
+            do(checker, *tool, sys.executable, "-m", "pytest", "-q", "-x", "-m", "sanitize", "tests")
+    measure(SWEEP if right else (), left)
+    if not right:
+        print("doctor and tests did not both pass: ops were not measured")
+    if failed:
+        print(f"failed: {', '.join(failed)}")
+    return 1 if failed or not right else 0
+
+
+def measure(groups: Iterable[tuple], left: Callable[[], float]) -> None:
+    """Measure groups of ops while there is time."""
+    table = Table(RESULTS / f"ops_sm{machine()['sm']}.csv")
+    for group in groups:
         if left() < 20:
             print(f"out of time before {group}")
             break
+        print(f"== {group[0].__name__}", flush=True)
         run([group], table)
-    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

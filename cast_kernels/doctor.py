@@ -23,7 +23,7 @@ from cast_kernels import (
     unpool_concat,
     unpool_linear,
 )
-from cast_kernels._cuda import has_kernels
+from cast_kernels._cuda import has_kernels, is_built_for
 from cast_kernels._version import __version__
 from cast_kernels.labels_to_edges import MAX_SEGMENTS as MAX_EDGE_SEGMENTS
 from cast_kernels.rgb_to_lab import rgb_to_lab_ref
@@ -107,22 +107,27 @@ def _seeds_backend(device: str) -> tuple[str, str]:
     info = _ext.load().build_info()
     if device == "cpu":
         return f"C++, {info['simd_used']}", f"the best of {', '.join(info['simd'])} that this CPU has"
-    if not info["cuda"]:
-        return "C++ on the host", "the extension was built without nvcc: the images are copied to the host and back"
-    if not has_kernels(torch.device(device)):
-        return "C++ on the host", f"{_TOO_OLD}: the images are copied to the host and back"
+    if lack := _lack_of_code(device):
+        return "C++ on the host", f"{lack}: the images are copied to the host and back"
     return "CUDA", "both orders; images above 8,191 pixels a side or 2^24 in all run on the host"
 
 
 def _lab_backend(device: str) -> tuple[str, str]:
-    info = _ext.load().build_info()
     if device == "cpu":
         return "C++", "integer tables"
-    if not info["cuda"]:
-        return "PyTorch reference", "the extension was built without nvcc"
-    if not has_kernels(torch.device(device)):
-        return "PyTorch reference", _TOO_OLD
+    if lack := _lack_of_code(device):
+        return "PyTorch reference", lack
     return "CUDA", "the extension was built with nvcc"
+
+
+def _lack_of_code(device: str) -> str:
+    """Say why the extension does not run on a GPU, or nothing."""
+    archs = _ext.load().build_info()["cuda_archs"]
+    if not archs:
+        return "the extension was built without nvcc"
+    if not has_kernels(torch.device(device)):
+        return _TOO_OLD
+    return "" if is_built_for(torch.device(device)) else f"the extension was built for {', '.join(archs)}, not this GPU"
 
 
 def _kernel(device: str, beyond: str = "float64 runs") -> tuple[str, str]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cast_kernels import _ext
-from cast_kernels._cuda import has_kernels
+from cast_kernels._cuda import is_built_for
 from cast_kernels._rgb import channel_dim
 from cast_kernels._vmap import folded
 
@@ -87,14 +87,13 @@ def _rgb_to_lab_cpu(image: Tensor) -> Tensor:
 
 
 def _rgb_to_lab_cuda(image: Tensor) -> Tensor:
-    native = _ext.load()
-    if native.build_info()["cuda"] is None or not has_kernels(image.device):
+    if not is_built_for(image.device):
         return rgb_to_lab_ref(image)
     image = image.contiguous()
     lab = torch.empty_like(image)
     with torch.cuda.device(image.device):
         stream = torch.cuda.current_stream().cuda_stream
-        native.rgb_to_lab_cuda(image.data_ptr(), lab.data_ptr(), **_layout(image), stream=stream)
+        _ext.load().rgb_to_lab_cuda(image.data_ptr(), lab.data_ptr(), **_layout(image), stream=stream)
     return lab
 
 

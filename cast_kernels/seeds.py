@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cast_kernels import _ext
 from cast_kernels._checks import check_count
-from cast_kernels._cuda import has_kernels
+from cast_kernels._cuda import is_built_for
 from cast_kernels._rgb import channel_dim
 from cast_kernels._vmap import folded
 
@@ -92,9 +92,9 @@ def seeds(
 
     On the CPU the images of a batch are shared out over ``torch.get_num_threads()`` threads, of order "parallel" a
     large image, too. On CUDA everything runs on the current stream without waiting for it and can be captured in a
-    graph. An image on another device or on a GPU before sm_80, one of more than 8,191 pixels a side or 2^24 in all, and
-    every image where the extension was built without nvcc is copied to the host and its labels back, which waits for
-    the device.
+    graph. An image on another device, on a GPU before sm_80 or one that the extension was not built for (as without
+    nvcc), and one of more than 8,191 pixels a side or 2^24 in all is copied to the host and its labels back, which
+    waits for the device.
     Deterministic, the same labels on every device, whatever the number of threads. Not differentiable.
     """
     dim = channel_dim(image)
@@ -246,7 +246,7 @@ def _runs_on_gpu(image: Tensor) -> bool:
     """Is there code for this GPU in this build, and is the image within its limits?"""
     _, height, width, _ = image.shape
     fits = max(height, width) <= MAX_CUDA_SIDE and height * width <= MAX_CUDA_PIXELS
-    return fits and has_kernels(image.device) and _ext.load().build_info()["cuda"] is not None
+    return fits and is_built_for(image.device)
 
 
 def _seeds_parallel_cuda(

@@ -130,3 +130,19 @@ def test_an_old_gpu_runs_the_references(monkeypatch):
         assert all(torch.equal(a, b) for a, b in pairs)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
     assert doctor._kernel("cuda")[0].startswith("Triton")
+
+
+def test_a_gpu_that_the_extension_was_not_built_for(monkeypatch):
+    native = doctor._ext.load()
+
+    class Built:
+        def build_info(self):
+            return native.build_info() | {"cuda": "12.4", "cuda_archs": ["80-real", "90-real"]}
+
+    monkeypatch.setattr(doctor._ext, "load", Built)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    assert doctor._seeds_backend("cuda")[0] == doctor._lab_backend("cuda")[0] == "CUDA"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (12, 0))
+    reason = "the extension was built for 80-real, 90-real, not this GPU"
+    assert doctor._lab_backend("cuda") == ("PyTorch reference", reason)
+    assert doctor._seeds_backend("cuda") == ("C++ on the host", f"{reason}: the images are copied to the host and back")

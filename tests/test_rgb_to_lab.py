@@ -102,16 +102,17 @@ def test_rejects_bad_image(image, error, message):
         rgb_to_lab(image)
 
 
-def test_a_gpu_before_sm_80_runs_the_reference(monkeypatch):
-    """No binary holds code for it: asking one would fail."""
+@pytest.mark.parametrize("capability", [(7, 5), (10, 0)])
+def test_a_gpu_that_the_extension_has_no_code_for_runs_the_reference(capability, monkeypatch):
+    """Asking for it would fail."""
     page = importlib.import_module("cast_kernels.rgb_to_lab")  # the name in the package is the function
 
     class Built:
         def build_info(self):
-            return {"cuda": "13.0"}
+            return {"cuda": "12.4", "cuda_archs": ["80-real", "90-real"]}
 
     monkeypatch.setattr(_ext, "load", Built)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     image = testing.synthetic_image(5, 7)
     assert torch.equal(page._rgb_to_lab_cuda(image), rgb_to_lab_ref(image))
 

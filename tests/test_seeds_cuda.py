@@ -113,18 +113,36 @@ def test_missing_driver_is_a_readable_error():
         )
 
 
-@pytest.mark.parametrize("capability", [(7, 5), (8, 0)])
-def test_a_gpu_before_sm_80_leaves_it_to_the_host(capability, monkeypatch):
-    """As the other ops leave it to their references: no binary holds code for it."""
+@pytest.mark.parametrize(
+    ("archs", "capability", "runs"),
+    [
+        (["80-real", "86-real", "90"], (7, 5), False),
+        (["80-real", "86-real", "90"], (8, 0), True),
+        (["80-real", "86-real", "90"], (8, 9), True),  # a binary runs on what is newer of its generation
+        (["80-real", "86-real", "90"], (12, 0), True),  # as PTX of sm_90
+        (["86-real", "90-real"], (8, 0), False),
+        (["80-real", "90-real"], (10, 0), False),
+        (["80-real", "120"], (11, 0), False),
+        (["100-real"], (10, 3), True),
+        (["80-virtual"], (8, 0), True),
+        (["90-virtual"], (8, 6), False),
+        (["90a-real"], (9, 0), True),
+        (["90a"], (10, 0), False),
+        (["75"], (7, 5), False),  # no kernels for it, whatever was built
+        ([], (9, 0), False),
+    ],
+)
+def test_a_gpu_without_code_leaves_it_to_the_host(archs, capability, runs, monkeypatch):
+    """As the other ops leave it to their references."""
     native = _ext.load()
 
     class Built:
         def build_info(self):
-            return native.build_info() | {"cuda": "13.0"}
+            return native.build_info() | {"cuda_archs": archs}
 
     monkeypatch.setattr(_ext, "load", Built)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
-    assert page._runs_on_gpu(torch.zeros(1, 24, 24, 3, dtype=torch.uint8)) == (capability >= (8, 0))
+    assert page._runs_on_gpu(torch.zeros(1, 24, 24, 3, dtype=torch.uint8)) == runs
 
 
 # On a GPU
