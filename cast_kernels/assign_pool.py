@@ -37,8 +37,10 @@ def assign_pool(u: Tensor, centroids: Tensor, z: Tensor, *, kappa: float = 5.0) 
 
     Cosines are clamped to [-1, 1]. A token of norm 0 has cosine 0, and so has one whose squared norm leaves float32
     (norms below about 1e-22 or above 1e19). Differentiable in ``u`` (the centroids' rows included) and ``z``.
-    Deterministic, forward and backward; statistics are float32 (float64 for float64). On CUDA, float32 and more than
-    256 tokens or 64 clusters take workspace as large as logits in float32: once forward, about three times backward.
+    Deterministic, forward and backward; statistics are float32 (float64 for float64). Second derivatives are PyTorch's
+    own: in TF32 where it is allowed, and added atomically on CUDA where centroids repeat. On CUDA, float32 and more
+    than 256 tokens or 64 clusters take workspace as large as logits in float32: once forward, about three times
+    backward.
     """
     check_float("u", u)
     check_float("z", z)

@@ -149,9 +149,10 @@ def _resize_adjoint(grad: Tensor, grid: tuple[int, int], interpolation: str | No
     """
     if interpolation is None:
         return grad
-    rows = interpolation_matrix(grid[0], grad.shape[1], interpolation, grad)
-    columns = interpolation_matrix(grid[1], grad.shape[2], interpolation, grad)
-    return torch.einsum("Yy,bYXc,Xx->byxc", rows, grad, columns)
+    wide = grad.double() if grad.is_cuda else grad  # a user may have allowed products of float32 in TF32
+    rows = interpolation_matrix(grid[0], grad.shape[1], interpolation, wide)
+    columns = interpolation_matrix(grid[1], grad.shape[2], interpolation, wide)
+    return torch.einsum("Yy,bYXc,Xx->byxc", rows, wide, columns).to(grad.dtype)
 
 
 # 3. Registration

@@ -153,24 +153,26 @@ def forward(u: Tensor, centroids: Tensor, z: Tensor, kappa: float) -> tuple[Tens
 def _whole_tiles(arch: int, N: int, K: int, C: int, D: int) -> tuple[dict, dict]:
     """Constants and options of `_whole_kernel`."""
     block_n = min(64, padded(N))
-    default = {"AT_ONCE": 1, "BLOCK_C": 64, "BLOCK_D": 128, "num_warps": 4, "num_stages": 4, "per_processor": 4}
+    count = triton.cdiv(N, block_n)
+    block_d = 128 // triton.next_power_of_2(count)  # stages hold z of all tiles: at most 58 KB, which all GPUs have
+    default = {"AT_ONCE": 1, "BLOCK_C": 64, "BLOCK_D": block_d, "num_warps": 4, "num_stages": 4, "per_processor": 4}
     default["enable_fp_fusion"] = FUSION
     if N * K > 64 * 32:  # registers are what limits here
         default |= {"BLOCK_C": 32, "BLOCK_D": 32, "num_warps": 8, "num_stages": 3, "per_processor": 1}
         if arch == 90:  # its products take the shares from the registers of four warps; two programs fill a processor
             default |= {"BLOCK_D": 64, "num_warps": 4, "per_processor": 2}
     sizes, options = split_options(tiles("assign_pool", arch, default, N=N, K=K, C=C, D=D))
-    sizes |= {"TILES": triton.cdiv(N, block_n), "BLOCK_N": block_n, "BLOCK_K": padded(K)}
+    sizes |= {"TILES": count, "BLOCK_N": block_n, "BLOCK_K": padded(K)}
     if sizes["TILES"] % sizes["AT_ONCE"]:
         sizes["AT_ONCE"] = 1
     return sizes, options
 
 
 def aot_cases(arch: int = OLDEST) -> list[Case]:
-    """What CAST-S launches on ``arch`` in its stages."""
+    """What CAST-S launches on ``arch`` in its stages, and the most tokens for the tiles of few clusters."""
     cases = []
     for dtype, name in TRITON.items():
-        for N, K in ((196, 64), (64, 32), (32, 16)):
+        for N, K in ((196, 64), (64, 32), (32, 16), (256, 8)):
             C, D = 384, 1536
             if fits_whole(dtype, N, K, D):
                 sizes, options = _whole_tiles(arch, N, K, C, D)

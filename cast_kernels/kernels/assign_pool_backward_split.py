@@ -140,7 +140,7 @@ def _sums_kernel(
         share = shares(cosine_ptr + image * K * N, inverse_ptr + image * N, k, k < K, n, N, power, rest, PRECISE)
         weight += tl.sum(share, 1)
         shared += tl.sum(share * _load_parts(parts_ptr + image * parts * K * N, k, n, N, parts, K), 1)
-    tl.store(weight_ptr + image * K + k, 1.0 / weight, mask=k < K)
+    tl.store(weight_ptr + image * K + k, tl.div_rn(1.0, weight), mask=k < K)
     tl.store(shared_ptr + image * K + k, shared / weight, mask=k < K)
 
 

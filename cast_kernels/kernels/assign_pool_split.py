@@ -87,7 +87,7 @@ def _cosine_kernel(
         if norm_ptr is not None:  # noqa: SIM102 - decided when compiled
             if first == 0:
                 tl.store(norm_ptr + image * N + n, norms[0], mask=in_n)
-    tl.store(inverse_ptr + image * N + n, 1.0 / total, mask=in_n)
+    tl.store(inverse_ptr + image * N + n, tl.div_rn(1.0, total), mask=in_n)
     if parents_ptr is not None:
         tl.store(parents_ptr + image * N + n, parent.to(tl.int64), mask=in_n)
 
@@ -137,7 +137,7 @@ def _pool_kernel(
         weight += tl.sum(share.to(tl.float32), 1)
         z = load_tile(z_ptr, n.to(tl.int64), n < N, d, D, Z_ROW, BLOCK_D)
         total = dot(share, z, total, UPCAST)
-    pooled = total * (1.0 / tl.where(in_k, weight, 1.0))[:, None]
+    pooled = total * tl.div_rn(1.0, tl.where(in_k, weight, 1.0))[:, None]
     tl.store(pooled_ptr + (image * K + k[:, None]) * D + d[None, :], pooled, mask=inside(in_k, d, D, BLOCK_D))
 
 

@@ -5,9 +5,9 @@ counting sort of small integers, without atomics), then each program sums the ro
 channels, so that every byte of the map is read once. A map to interpolate goes through the same sum, over weighted
 cells instead of pixels (``segment_mean_upsampled``). Backward: each pixel fetches the gradient of its segment.
 
-Every sum has an order fixed by the shapes, so results are bitwise the same from run to run; a NaN reaches its own
-segment only. FP fusion is on in all kernels: where a product is summed, one rounding instead of two, and stated here
-so that results do not follow Triton's default.
+Every sum has an order fixed by shapes and alignment, so results are bitwise the same from run to run; a NaN reaches
+its own segment only. FP fusion is on in all kernels: where a product is summed, one rounding instead of two, and stated
+here so that results do not follow Triton's default.
 """
 
 import torch
