@@ -456,3 +456,29 @@ def test_a_saved_model_is_what_pieces_load(bench, places, tmp_path):
     folders = sorted((tmp_path / "out" / "runs").iterdir())
     assert [folder.name.rsplit("-", 1)[0] for folder in folders] == ["train-cast-0", "train-vit-0"]
     assert from_pretrained(folders[0] / "model").config.num_classes == 2
+
+
+def test_the_figures_of_the_docs_are_those_of_the_rows():
+    """Means over seeds, as `report` prints them."""
+    with (ROOT / "bench" / "results" / "imagenette_cpu.csv").open(newline="") as file:
+        rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+    page = (ROOT / "docs" / "training.md").read_text()
+
+    def figure(name, piece, model, **wanted):
+        wanted |= {"piece": piece, "model": model}
+        group = [row for row in rows if wanted.items() <= row.items() and name in row]
+        assert len(group) == 3  # seeds
+        return imagenette._percent(group, name)
+
+    def pair(kind, *run, **wanted):
+        wanted |= {"masks": kind, "segments": "8"}
+        return " / ".join(figure(name, *run, **wanted) for name in ("majority", "best_match"))
+
+    for title, model in (("CAST, its own 8 segments", "cast"), ("ViT, k-means on its tokens", "vit")):
+        classes = [figure("top1", piece, model) for piece in ("train", "probe")]
+        masks = [pair(kind, "segment", model) for kind in ("butterfly", "person")]
+        assert " | ".join([f"| {title}", *classes, *masks]) + " |" in page
+    masks = [pair(kind, "joint", "cast") for kind in ("butterfly", "person")]
+    assert " | ".join(["| CAST, its last pool trained too", figure("top1", "joint", "cast"), "", *masks]) + " |" in page
+    for kind in ("butterfly", "person"):
+        assert pair(kind, "last-pool", "cast", state="after") in page
