@@ -197,12 +197,13 @@ def test_unknown_cuda_mode_is_refused(tmp_path):
 def cuda_build(tmp_path_factory):
     """(build_info, ptxas' reports) of the extension as built with nvcc for sm_90 and for sm_999, which no nvcc knows.
 
-    That is a build of its own, unless CAST_KERNELS_BUILD_DIR has that of the installed extension.
+    That is a build of its own, unless the installed extension is such a one and CAST_KERNELS_BUILD_DIR has its folder.
     """
     if NVCC is None:
         pytest.skip("this machine has no nvcc")
-    if kept := os.environ.get("CAST_KERNELS_BUILD_DIR"):
-        folder, extension = Path(kept), Path(_ext.load().__file__)
+    kept, installed = os.environ.get("CAST_KERNELS_BUILD_DIR"), _ext.load()
+    if kept and installed.build_info()["cuda_archs"] == ["90"]:
+        folder, extension = Path(kept), Path(installed.__file__)
     else:
         build = tmp_path_factory.mktemp("cuda")
         result = setup(["build_ext"], build, CAST_KERNELS_CUDA="on", CAST_KERNELS_CUDA_ARCHS="90-real;999")
