@@ -44,23 +44,23 @@ def main() -> int:
     if not arguments.skip_checks:
         do("doctor", sys.executable, "-m", "cast_kernels", "doctor")
         do("tests", sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests")
-    right = not failed
+    right, sm = not failed, machine()["sm"]
+    table = Table(RESULTS / f"ops_sm{sm}.csv")
     latency = [sys.executable, "-m", "cast", "bench", "latency", "--device", "cuda", "--seconds", "1"]
-    do("cast bench latency", *latency, "--out", str(RESULTS / f"latency_sm{machine()['sm']}"))
-    measure(HEADLINES if right else (), left)
+    do("cast bench latency", *latency, "--out", str(RESULTS / f"latency_sm{sm}"))
+    measure(HEADLINES if right else (), table, left)
     if not arguments.skip_checks and shutil.which("compute-sanitizer"):
         for checker in ("memcheck", "racecheck"):
             tool = ["compute-sanitizer", "--tool", checker, "--error-exitcode", "9"]
             do(checker, *tool, sys.executable, "-m", "pytest", "-q", "-x", "-m", "sanitize", "tests")
-    measure(SWEEP if right else (), left)
+    measure(SWEEP if right else (), table, left)
     if failed:
         print(f"failed: {', '.join(failed)}" + ("" if right else "; ops were not measured"))
     return 1 if failed else 0
 
 
-def measure(groups: Iterable[tuple], left: Callable[[], float]) -> None:
+def measure(groups: Iterable[tuple], table: Table, left: Callable[[], float]) -> None:
     """Measure groups of ops while there is time."""
-    table = Table(RESULTS / f"ops_sm{machine()['sm']}.csv")
     for group in groups:
         if left() < 20:
             print(f"out of time before {group}")

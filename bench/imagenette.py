@@ -183,10 +183,9 @@ class Experiment:
             used["probe"] = self.recipe["probe"]
         if piece not in ("train", "probe"):
             used["evaluate"] = self.recipe["evaluate"]
-        if piece == "last-pool":
-            used["last_pool"] = self.recipe["last_pool"]
-        if piece == "joint":
-            used["joint"] = self.recipe["joint"]
+        if piece in OF_THE_LAST_POOL:
+            table = piece.replace("-", "_")
+            used[table] = self.recipe[table]
         return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:8]
 
     # 3. Scoring

@@ -17,8 +17,8 @@ def has_kernels(device: torch.device) -> bool:
 
 def is_built_for(device: torch.device) -> bool:
     """Whether the extension holds code that runs on a CUDA device."""
-    archs = tuple(_ext.load().build_info()["cuda_archs"])
-    return has_kernels(device) and _cover(archs, torch.cuda.get_device_capability(device))
+    capability = torch.cuda.get_device_capability(device)
+    return capability >= OLDEST and _cover(tuple(_ext.load().build_info()["cuda_archs"]), capability)
 
 
 @functools.cache

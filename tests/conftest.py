@@ -2,9 +2,12 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+
+from cast_kernels import _ext
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before any kernel module is imported: kernels then run on CPU tensors
@@ -27,6 +30,19 @@ def poison(monkeypatch):
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def pretend_gpu(monkeypatch):
+    """`pretend_gpu((9, 0), ["80-real", "90"])`: what every device is, and what the extension holds code for."""
+    info = _ext.load().build_info()
+
+    def pretend(capability, archs):
+        built = SimpleNamespace(build_info=lambda: info | {"cuda": "12.4" if archs else None, "cuda_archs": archs})
+        monkeypatch.setattr(_ext, "load", lambda: built)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+
+    return pretend
 
 
 @pytest.fixture(scope="module")

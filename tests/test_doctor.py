@@ -132,17 +132,10 @@ def test_an_old_gpu_runs_the_references(monkeypatch):
     assert doctor._kernel("cuda")[0].startswith("Triton")
 
 
-def test_a_gpu_that_the_extension_was_not_built_for(monkeypatch):
-    native = doctor._ext.load()
-
-    class Built:
-        def build_info(self):
-            return native.build_info() | {"cuda": "12.4", "cuda_archs": ["80-real", "90-real"]}
-
-    monkeypatch.setattr(doctor._ext, "load", Built)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+def test_a_gpu_that_the_extension_was_not_built_for(pretend_gpu):
+    pretend_gpu((9, 0), ["80-real", "90-real"])
     assert doctor._seeds_backend("cuda")[0] == doctor._lab_backend("cuda")[0] == "CUDA"
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (12, 0))
+    pretend_gpu((12, 0), ["80-real", "90-real"])
     reason = "the extension was built for 80-real, 90-real, not this GPU"
     assert doctor._lab_backend("cuda") == ("PyTorch reference", reason)
     assert doctor._seeds_backend("cuda") == ("C++ on the host", f"{reason}: the images are copied to the host and back")

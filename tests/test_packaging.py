@@ -17,6 +17,7 @@ from conftest import ROOT
 from cast_kernels import _ext
 
 NVCC = next((str(Path(d) / "nvcc") for d in os.environ["PATH"].split(os.pathsep) if (Path(d) / "nvcc").exists()), None)
+NOT_KEPT = {"CAST_KERNELS_BUILD_DIR": ""}  # what a test builds must not replace what is installed
 WEIGHTS = {
     f"cast/assets/imagenette/{name}"
     for name in ("LICENSE", "README.md", "classes.txt", "config.json", "model.safetensors")
@@ -54,7 +55,6 @@ def tracked(*folders):
 
 def setup(arguments, tmp_path, **environment):
     """Run setup.py with the build folder out of the way."""
-    environment = {"CAST_KERNELS_BUILD_DIR": ""} | environment
     return subprocess.run(
         [
             sys.executable,
@@ -66,7 +66,7 @@ def setup(arguments, tmp_path, **environment):
             str(tmp_path / "lib"),
         ],
         cwd=ROOT,
-        env=os.environ | environment,
+        env=os.environ | NOT_KEPT | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -80,7 +80,7 @@ def archives(tmp_path_factory):
     out = tmp_path_factory.mktemp("dist")
     run = subprocess.run(
         [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)],
-        env=os.environ | {"CAST_KERNELS_CUDA": "off", "CAST_KERNELS_BUILD_DIR": ""},
+        env=os.environ | NOT_KEPT | {"CAST_KERNELS_CUDA": "off"},
         capture_output=True,
         text=True,
         check=False,
@@ -201,14 +201,13 @@ def cuda_build(tmp_path_factory):
     """
     if NVCC is None:
         pytest.skip("this machine has no nvcc")
-    kept, installed = os.environ.get("CAST_KERNELS_BUILD_DIR"), _ext.load()
-    if kept and installed.build_info()["cuda_archs"] == ["90"]:
-        folder, extension = Path(kept), Path(installed.__file__)
-    else:
-        build = tmp_path_factory.mktemp("cuda")
-        result = setup(["build_ext"], build, CAST_KERNELS_CUDA="on", CAST_KERNELS_CUDA_ARCHS="90-real;999")
-        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-        folder, (extension,) = build / "temp" / "cmake", (build / "lib").rglob("_C.*")
+    kept, installed = os.environ.get("CAST_KERNELS_BUILD_DIR"), _ext.load().build_info()
+    if kept and installed["cuda_archs"] == ["90"]:
+        return installed, ptxas_reports(Path(kept))
+    build = tmp_path_factory.mktemp("cuda")
+    result = setup(["build_ext"], build, CAST_KERNELS_CUDA="on", CAST_KERNELS_CUDA_ARCHS="90-real;999")
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    (extension,) = (build / "lib").rglob("_C.*")
     code = f"""
 import importlib.util, json
 spec = importlib.util.spec_from_file_location("_C", {str(extension)!r})
@@ -217,7 +216,11 @@ spec.loader.exec_module(module)
 print(json.dumps(module.build_info()))
 """
     info = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    return json.loads(info), {path.name: path.read_text() for path in (folder / "ptxas").glob("*.txt")}
+    return json.loads(info), ptxas_reports(build / "temp" / "cmake")
+
+
+def ptxas_reports(folder):
+    return {path.name: path.read_text() for path in (folder / "ptxas").glob("*.txt")}
 
 
 def test_cuda_build_cuts_the_architectures_to_those_nvcc_knows(cuda_build):

@@ -103,16 +103,10 @@ def test_rejects_bad_image(image, error, message):
 
 
 @pytest.mark.parametrize("capability", [(7, 5), (10, 0)])
-def test_a_gpu_that_the_extension_has_no_code_for_runs_the_reference(capability, monkeypatch):
+def test_a_gpu_that_the_extension_has_no_code_for_runs_the_reference(capability, pretend_gpu):
     """Asking for it would fail."""
     page = importlib.import_module("cast_kernels.rgb_to_lab")  # the name in the package is the function
-
-    class Built:
-        def build_info(self):
-            return {"cuda": "12.4", "cuda_archs": ["80-real", "90-real"]}
-
-    monkeypatch.setattr(_ext, "load", Built)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    pretend_gpu(capability, ["80-real", "90-real"])
     image = testing.synthetic_image(5, 7)
     assert torch.equal(page._rgb_to_lab_cuda(image), rgb_to_lab_ref(image))
 

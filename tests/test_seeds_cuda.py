@@ -132,16 +132,9 @@ def test_missing_driver_is_a_readable_error():
         ([], (9, 0), False),
     ],
 )
-def test_a_gpu_without_code_leaves_it_to_the_host(archs, capability, runs, monkeypatch):
+def test_a_gpu_without_code_leaves_it_to_the_host(archs, capability, runs, pretend_gpu):
     """As the other ops leave it to their references."""
-    native = _ext.load()
-
-    class Built:
-        def build_info(self):
-            return native.build_info() | {"cuda_archs": archs}
-
-    monkeypatch.setattr(_ext, "load", Built)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    pretend_gpu(capability, archs)
     assert page._runs_on_gpu(torch.zeros(1, 24, 24, 3, dtype=torch.uint8)) == runs
 
 
