@@ -22,20 +22,20 @@ CAST_HOST_DEVICE inline uint32_t used_bin_index(const UsedBins& used, uint32_t b
   return used.before[bin >> 5] + static_cast<uint32_t>(count_bits(used.words[bin >> 5] & ((1u << (bin & 31)) - 1)));
 }
 
-// Writes the joint bin of every pixel [H, W] and sets its bit; the words must be zero.
+// Writes the joint bin of every pixel [H, stride] and sets its bit; the words must be zero.
 template <class Team>
 CAST_HOST_DEVICE inline void quantise(const Team& team, const LabTables& tables, const SeedsImage& image, int width,
-                                      int height, int bins, bool lab, const UsedBins& used, uint16_t* joint) {
-  for (int i = team.rank(); i < width * height; i += team.size()) {
-    const int y = i / width;
-    const uint8_t* const pixel = image.pixels + y * image.row_stride + (i - y * width) * image.column_stride;
+                                      int height, int bins, bool lab, const UsedBins& used, uint16_t* joint,
+                                      int stride) {
+  for_each_place(team, height, width, [&](int y, int x) {
+    const uint8_t* const pixel = image.pixels + y * image.row_stride + x * image.column_stride;
     Lab8 colour{pixel[0], pixel[image.channel_stride], pixel[2 * image.channel_stride]};
     if (lab) colour = lab_from_rgb(tables, colour.l, colour.a, colour.b);
     const uint32_t bin = joint_bin(colour.l, colour.a, colour.b, static_cast<uint32_t>(bins));
-    joint[i] = static_cast<uint16_t>(bin);
+    joint[y * stride + x] = static_cast<uint16_t>(bin);
     const uint32_t bit = 1u << (bin & 31);
     if ((read_shared_word(used.words + (bin >> 5)) & bit) == 0) atomic_or(used.words + (bin >> 5), bit);
-  }
+  });
 }
 
 // Numbers the bins that occur; returns how many. `partial` as for exclusive_sum, with barriers like it.

@@ -13,7 +13,7 @@ namespace cast_kernels {
 enum class SeedsDriver : int32_t {
   automatic,
   block,    // a block per image, labels and histogram in its shared memory
-  cluster,  // a cluster of blocks per image, everything in global memory
+  cluster,  // a cluster of blocks per image; what blocks share in global memory
   grid,     // a launch per step, everything in global memory
 };
 
@@ -31,13 +31,11 @@ struct ParallelLaunch {
   bool near_bins;      // block: bins in shared memory, too
   uint32_t near_used;  // block: up to so many used bins the histogram is there
   bool wide_counts;    // 32 bits
+  uint32_t list_words;  // of each list of a group
+  Layout near, far;     // of a block's shared memory, and of a piece of the workspace
 };
 
 constexpr int kClusterBlocks = 8;  // what every device with clusters offers
-
-// How much of the queue a block has in shared memory. The first sweeps over pixels queue up to 5,200 of a photo of
-// 224 x 224; where shared memory is short, the histogram needs it more.
-CAST_HOST_DEVICE constexpr uint32_t near_queue(bool near_bins) { return near_bins ? 5632 : 2048; }
 
 // Throws std::invalid_argument where the driver asked for cannot run that.
 ParallelLaunch parallel_launch(const ParallelPlan& plan, const SeedsSchedule& schedule, int64_t batch,
@@ -45,31 +43,57 @@ ParallelLaunch parallel_launch(const ParallelPlan& plan, const SeedsSchedule& sc
 
 inline size_t workspace_bytes(const ParallelLaunch& launch) { return launch.slots * launch.slot_bytes; }
 
-// The state of a block: what lies in its shared memory, then what lies in its piece of the workspace.
+// The state of a block.
 using BlockState = ParallelState<uint8_t, uint8_t, uint16_t>;
 using BlockManyBins = ParallelState<uint8_t, uint16_t, uint16_t>;  // with bins and histogram in the workspace
 
-template <class State>
-CAST_HOST_DEVICE inline size_t lay_out_block_far(const ParallelPlan& plan, bool near_bins, char* far, State* state,
-                                                 uint8_t** bins, uint16_t** histogram, uint32_t** queue) {
-  Arena arena(far);
-  *queue = lay_out_far(plan, arena, state);
-  *bins = arena.take<uint8_t>(near_bins ? 0 : plan.pixels());
-  *histogram = arena.take<uint16_t>(static_cast<size_t>(plan.num_labels) * plan.max_bins + 1);
-  return arena.used();
+// What lies in its piece of the workspace.
+template <class Memory>
+CAST_HOST_DEVICE inline void lay_out_block_far(const ParallelPlan& plan, bool near_bins, uint32_t list_words,
+                                               Memory& memory, BlockState* state, uint16_t** histogram) {
+  lay_out_far(plan, memory, state);
+  lay_out_lists(memory, list_words, 0, 1, state);
+  if (!near_bins) state->bins = memory.template take<uint8_t>(num_places<uint8_t>(plan));
+  *histogram = memory.template take<uint16_t>(static_cast<size_t>(plan.num_labels) * plan.max_bins + 1);
 }
 
-// Returns the bytes of shared memory without the histogram, which comes last.
-template <class State>
-CAST_HOST_DEVICE inline size_t lay_out_block_near(const ParallelPlan& plan, bool near_bins, char* near, State* state,
-                                                  uint8_t** bins, uint16_t** histogram, uint32_t** queue) {
-  Arena arena(near);
-  lay_out_small(plan, arena, state);
-  *queue = arena.take<uint32_t>(near_queue(near_bins));
-  state->labels = arena.take<uint8_t>(num_framed_labels<uint8_t>(plan));
-  *bins = arena.take<uint8_t>(near_bins ? plan.pixels() : 0);
-  *histogram = arena.take<uint16_t>(0);
-  return arena.used();
+// What lies in its shared memory. Last come the histogram, of the bins that the image uses, and the lists.
+template <class Memory>
+CAST_HOST_DEVICE inline void lay_out_block_near(const ParallelPlan& plan, bool near_bins, Memory& memory,
+                                                BlockState* state) {
+  lay_out_group(plan, memory, state);
+  lay_out_small(plan, memory, state);
+  state->border = memory.template take<uint32_t>(num_border_words<uint8_t>(plan));
+  state->labels = memory.template take<uint8_t>(num_framed_labels<uint8_t>(plan));
+  if (near_bins) state->bins = memory.template take<uint8_t>(num_places<uint8_t>(plan));
+  state->histogram = memory.template take<uint16_t>(0);
+}
+
+CAST_HOST_DEVICE inline size_t block_histogram_bytes(const ParallelPlan& plan, uint32_t num_bins) {
+  return (sizeof(uint16_t) * plan.num_labels * num_bins + 15) / 16 * 16;
+}
+
+// What each block of a cluster has of its own in shared memory, and what the blocks share.
+template <class Memory, class State>
+CAST_HOST_DEVICE inline void lay_out_cluster_near(const ParallelPlan& plan, Memory& memory, State* state) {
+  lay_out_group(plan, memory, state);
+  state->near_lists = memory.template take<uint32_t>(0);
+}
+
+template <class Memory, class State>
+CAST_HOST_DEVICE inline void lay_out_cluster_far(const ParallelPlan& plan, uint32_t list_words, int block,
+                                                 Memory& memory, State* state) {
+  lay_out_all_far(plan, memory, state);
+  lay_out_lists(memory, list_words, block, kClusterBlocks, state);
+}
+
+template <class Memory, class State>
+CAST_HOST_DEVICE inline void lay_out_grid(const ParallelPlan& plan, uint32_t list_words, Memory& memory,
+                                          State* state) {
+  lay_out_group(plan, memory, state);
+  lay_out_all_far(plan, memory, state);
+  lay_out_lists(memory, list_words, 0, 1, state);
+  state->near_words = 0;
 }
 
 }  // namespace cast_kernels

@@ -25,11 +25,9 @@ void seeds_parallel_cuda(const SeedsBatch& images, int32_t* labels, const Parall
                          const ParallelLaunch& launch, int64_t stride, char* workspace, uintptr_t stream_handle) {
   const auto stream = reinterpret_cast<cudaStream_t>(stream_handle);
   const SeedsOutput output{labels, static_cast<int>(std::min<int64_t>(stride, kMaxTeamSide))};
-  if (launch.driver == SeedsDriver::block) {
-    if (images.batch > 0) launch_block(images, output, plan, launch, workspace, stream);  // no empty grid
-    return;
-  }
-  const auto run = launch.driver == SeedsDriver::cluster ? launch_cluster : launch_grid;
+  const auto run = launch.driver == SeedsDriver::block     ? launch_block
+                   : launch.driver == SeedsDriver::cluster ? launch_cluster
+                                                           : launch_grid;
   for (int64_t first = 0; first < images.batch; first += launch.slots) {
     SeedsBatch some = images;
     some.pixels = images.pixels + first * images.image_stride;

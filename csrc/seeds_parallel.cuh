@@ -17,10 +17,9 @@ struct SeedsOutput {
   }
 };
 
+// Each for 1 to launch.slots images.
 void launch_block(const SeedsBatch& images, const SeedsOutput& output, const ParallelPlan& plan,
                   const ParallelLaunch& launch, char* workspace, cudaStream_t stream);
-
-// These for at most launch.slots images.
 void launch_cluster(const SeedsBatch& images, const SeedsOutput& output, const ParallelPlan& plan,
                     const ParallelLaunch& launch, char* workspace, cudaStream_t stream);
 void launch_grid(const SeedsBatch& images, const SeedsOutput& output, const ParallelPlan& plan,

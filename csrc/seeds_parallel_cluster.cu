@@ -12,15 +12,13 @@ constexpr int kClusterThreads = 640;
 template <class Count>
 __global__ void __launch_bounds__(kClusterThreads, 1)
     seeds_cluster_kernel(const __grid_constant__ ParallelPlan plan, const __grid_constant__ SeedsBatch images,
-                         SeedsOutput output, char* workspace, size_t slot_bytes) {
+                         SeedsOutput output, const __grid_constant__ ParallelLaunch launch, char* workspace) {
 #if __CUDA_ARCH__ >= 900
+  extern __shared__ __align__(16) char shared[];
   ClusterTeam<kClusterBlocks, kClusterThreads> team;
   const int i = static_cast<int>(blockIdx.x) / kClusterBlocks;
-  ParallelState<uint16_t, uint16_t, Count> state;
-  lay_out_all_far(plan, workspace + i * slot_bytes, &state);
-  start_image(team, plan, state, device_tables, images.image(i));
-  label_image(team, plan, state);
-  write_labels(team, plan, state, output.stride, output.image(plan, i));
+  label_by_cluster<Count>(team, plan, launch, device_tables, images.image(i), shared,
+                          workspace + i * launch.slot_bytes, output.stride, output.image(plan, i));
 #endif
 }
 
@@ -40,11 +38,15 @@ void launch_cluster(const SeedsBatch& images, const SeedsOutput& output, const P
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(images.batch * kClusterBlocks));
   config.blockDim = dim3(kClusterThreads);
+  config.dynamicSmemBytes = launch.shared_bytes;
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = 1;
   const auto kernel = launch.wide_counts ? seeds_cluster_kernel<uint32_t> : seeds_cluster_kernel<uint16_t>;
-  check(cudaLaunchKernelEx(&config, kernel, plan, images, output, workspace, launch.slot_bytes), "seeds");
+  // The device's limit, not this launch's need: another thread could lower that before the launch.
+  const auto most = static_cast<int>(device_limits().block_memory);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), "seeds");
+  check(cudaLaunchKernelEx(&config, kernel, plan, images, output, launch, workspace), "seeds");
 }
 
 }  // namespace cast_kernels

@@ -13,14 +13,17 @@ enum class GridStep {
   index_bins,
   clear_dense,
   count_dense,
+  list_bins,
   start_labels,
   refine,
   find_cells,
   decide_cells,
   move_cells,
   spread_labels,
+  mark_border,
   find_pixels,
   decide_pixels,
+  decide_corners,
   move_pixels,
   write_labels,
 };
@@ -40,23 +43,26 @@ struct GridArguments {
 // Calls launch(GridStepTag, GridArguments) for every step in order.
 template <class Launch>
 inline void launch_grid_steps(const ParallelPlan& plan, int stride, Launch launch) {
-  const auto fill_dense = [&](int grid) {
-    if (!plan.is_dense(grid)) return;
-    launch(GridStepTag<GridStep::clear_dense>{}, GridArguments{{}, grid, 0});
-    launch(GridStepTag<GridStep::count_dense>{}, GridArguments{{}, grid, 0});
+  const auto prepare_cells = [&](int grid) {
+    if (plan.is_dense(grid)) {
+      launch(GridStepTag<GridStep::clear_dense>{}, GridArguments{{}, grid, 0});
+      launch(GridStepTag<GridStep::count_dense>{}, GridArguments{{}, grid, 0});
+    } else if (plan.is_listed(grid)) {
+      launch(GridStepTag<GridStep::list_bins>{}, GridArguments{{}, grid, 0});
+    }
   };
   launch(GridStepTag<GridStep::reset>{}, GridArguments{});
   launch(GridStepTag<GridStep::quantise>{}, GridArguments{});
   launch(GridStepTag<GridStep::number_bins>{}, GridArguments{});
   launch(GridStepTag<GridStep::index_bins>{}, GridArguments{});
-  fill_dense(0);
+  prepare_cells(0);
   launch(GridStepTag<GridStep::start_labels>{}, GridArguments{});
   int grid = 0;
   int sweep = 0;
   for (; sweep < plan.num_sweeps && !plan.of_pixels(sweep); ++sweep) {
     while (grid < plan.sweeps[sweep].kind) {
       launch(GridStepTag<GridStep::refine>{}, GridArguments{{}, ++grid, 0});
-      fill_dense(grid);
+      prepare_cells(grid);
     }
     for (int number = 0; number < kPhases; ++number) {
       const GridArguments arguments{{sweep, number}, grid, 0};
@@ -66,11 +72,13 @@ inline void launch_grid_steps(const ParallelPlan& plan, int stride, Launch launc
     }
   }
   launch(GridStepTag<GridStep::spread_labels>{}, GridArguments{{}, grid, 0});
+  launch(GridStepTag<GridStep::mark_border>{}, GridArguments{});
   for (; sweep < plan.num_sweeps; ++sweep) {
     for (int number = 0; number < kPhases; ++number) {
       const GridArguments arguments{{sweep, number}, 0, 0};
       launch(GridStepTag<GridStep::find_pixels>{}, arguments);
       launch(GridStepTag<GridStep::decide_pixels>{}, arguments);
+      launch(GridStepTag<GridStep::decide_corners>{}, arguments);
       launch(GridStepTag<GridStep::move_pixels>{}, arguments);
     }
   }
@@ -85,19 +93,23 @@ CAST_HOST_DEVICE inline void run_grid_step(const Team& team, const ParallelPlan&
   (void)tables, (void)image, (void)labels, (void)arguments;  // most steps need none of them
   if constexpr (step == GridStep::reset) reset(team, plan, state);
   if constexpr (step == GridStep::quantise) {
-    quantise(team, tables, image, plan.width, plan.height, plan.bins, plan.lab, state.used, state.joint);
+    quantise(team, tables, image, plan.width, plan.height, plan.bins, plan.lab, state.used, state.joint,
+             label_stride<typename State::Label>(plan));
   }
   if constexpr (step == GridStep::index_bins) index_bins(team, plan, state);
   if constexpr (step == GridStep::clear_dense) clear_dense(team, plan, state, arguments.grid);
   if constexpr (step == GridStep::count_dense) count_dense(team, plan, state, arguments.grid);
+  if constexpr (step == GridStep::list_bins) list_bins(team, plan, state, arguments.grid);
   if constexpr (step == GridStep::start_labels) start_labels(team, plan, state);
   if constexpr (step == GridStep::refine) refine(team, plan, state, arguments.grid);
   if constexpr (step == GridStep::find_cells) find_cells(team, plan, state, arguments.phase);
   if constexpr (step == GridStep::decide_cells) decide_cells(team, plan, state, arguments.phase);
   if constexpr (step == GridStep::move_cells) move_cells(team, plan, state, arguments.phase);
   if constexpr (step == GridStep::spread_labels) spread_labels(team, plan, state, arguments.grid);
+  if constexpr (step == GridStep::mark_border) mark_border(team, plan, state);
   if constexpr (step == GridStep::find_pixels) find_pixels(team, plan, state, arguments.phase);
   if constexpr (step == GridStep::decide_pixels) decide_pixels(team, plan, state, arguments.phase);
+  if constexpr (step == GridStep::decide_corners) decide_corners(team, plan, state, arguments.phase);
   if constexpr (step == GridStep::move_pixels) move_pixels(team, plan, state, arguments.phase);
   if constexpr (step == GridStep::write_labels) write_labels(team, plan, state, arguments.stride, labels);
 }

@@ -3,8 +3,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <stdexcept>
 #include <type_traits>
 
+#include "packed.h"
 #include "seeds_colours.h"
 #include "seeds_phases.h"
 #include "team.h"
@@ -13,6 +15,7 @@ namespace cast_kernels {
 
 constexpr int kGrids = 3;       // of cells: blocks, halves, quarters
 constexpr int kMaxSweeps = 64;  // more than any quality has
+constexpr uint32_t kSmallCell = 4;  // pixels
 
 // The same for all images of a batch; small enough to be the argument of a kernel.
 struct ParallelPlan {
@@ -29,90 +32,118 @@ struct ParallelPlan {
   int bins;
   uint32_t max_bins;  // that an image can use
   bool lab;
-  float factors[2][256];  // wide, narrow
+  float factors[512];  // wide, then narrow
 
   CAST_HOST_DEVICE int pixels() const { return width * height; }
   CAST_HOST_DEVICE bool of_pixels(int sweep) const { return sweeps[sweep].kind >= kGrids; }
   // Where the cells are so large that most bins occur in each, all their histograms together are small.
   CAST_HOST_DEVICE bool is_dense(int grid) const { return max_size[grid] > 64 && max_size[grid] >= max_bins / 4; }
+  // Cells of several pixels have lists of their bins, made once; those of a few are looked at anew.
+  CAST_HOST_DEVICE bool is_listed(int grid) const { return max_size[grid] > kSmallCell && !is_dense(grid); }
   CAST_HOST_DEVICE int cells(int grid) const { return columns * rows << (2 * grid); }
 };
 
-// Sites to decide on, and what was decided: column and row, 13 bits each, and above them a code.
-class SiteQueue {
- public:
-  SiteQueue() = default;
-  CAST_HOST_DEVICE SiteQueue(uint32_t* near, uint32_t near_size, uint32_t* far)
-      : near_(near), far_(far), near_size_(near_size) {}
-  CAST_HOST_DEVICE uint32_t get(uint32_t i) const { return i < near_size_ ? near_[i] : far_[i - near_size_]; }
+// A list of sites, of which the first lie in shared memory.
+struct SiteList {
+  uint32_t* near;
+  uint32_t* far;
+  uint32_t near_size;
+
+  CAST_HOST_DEVICE uint32_t get(uint32_t i) const { return i < near_size ? near[i] : far[i - near_size]; }
   CAST_HOST_DEVICE void set(uint32_t i, uint32_t site) const {
-    if (i < near_size_) {
-      near_[i] = site;
+    if (i < near_size) {
+      near[i] = site;
     } else {
-      far_[i - near_size_] = site;
+      far[i - near_size] = site;
     }
   }
-
- private:
-  uint32_t* near_ = nullptr;  // the first of them, in shared memory
-  uint32_t* far_ = nullptr;
-  uint32_t near_size_ = 0;
 };
 
-CAST_HOST_DEVICE inline uint32_t site_of(int x, int y, uint32_t code) {
-  return static_cast<uint32_t>(x) | static_cast<uint32_t>(y) << 13 | code << 26;
-}
-CAST_HOST_DEVICE inline int site_x(uint32_t site) { return static_cast<int>(site & 8191); }
-CAST_HOST_DEVICE inline int site_y(uint32_t site) { return static_cast<int>(site >> 13 & 8191); }
-CAST_HOST_DEVICE inline uint32_t site_code(uint32_t site) { return site >> 26; }
+// The lists of a phase, each as long as `lengths` says.
+enum ListName {
+  kSiteList,    // to decide on
+  kCornerList,  // pixels that touch several other superpixels: they take longer
+  kMoveList,    // what was decided
+  kLists,
+};
+
+// A pixel in a list is its place in the plane of labels, a cell its column and row. Above them stands a code.
+constexpr int kPlaceBits = 26;
 constexpr uint32_t kStays = 8;  // code of a site that does not move; else its direction
+
+CAST_HOST_DEVICE inline uint32_t with_code(uint32_t place, uint32_t code) { return place | code << kPlaceBits; }
+CAST_HOST_DEVICE inline int place_of(uint32_t site) { return static_cast<int>(site & ((1u << kPlaceBits) - 1)); }
+CAST_HOST_DEVICE inline uint32_t code_of(uint32_t site) { return site >> kPlaceBits; }
+CAST_HOST_DEVICE inline uint32_t cell_place(int x, int y) {
+  return static_cast<uint32_t>(x) | static_cast<uint32_t>(y) << 13;
+}
+CAST_HOST_DEVICE inline int cell_x(uint32_t site) { return static_cast<int>(site & 8191); }
+CAST_HOST_DEVICE inline int cell_y(uint32_t site) { return static_cast<int>(site >> 13 & 8191); }
 
 // Sums over a cell: at most the pixels of a superpixel times those of a cell, which is no larger.
 template <class Count>
 using SumOf = std::conditional_t<sizeof(Count) == sizeof(uint16_t), uint32_t, uint64_t>;
 
-// The arrays of one image. Near ones may lie in shared memory.
+// The arrays of one image, and those that each group of its team has of its own. Planes of pixels are `label_stride`
+// wide, so that one place serves them all.
+template <class Label>
+struct ParallelArrays {
+  uint16_t* joint;        // [H, stride] joint bins
+  Label* cell_labels;     // of all grids, one after the other, framed
+  uint32_t* dense;        // [cells, num_bins] histograms of the cells of a dense grid
+  uint32_t* entries;      // [pixels] the bins of the cells of a listed grid: bin, and count << 16
+  uint32_t* num_entries;  // [cells]
+
+  UsedBins used;
+  int32_t* edges;       // of all grids, one after the other: columns + 1, rows + 1
+  Label* labels;        // of pixels, from the frame on
+  uint32_t* border;     // bits of [H, stride]; set for every pixel beside another label, and for some that once were
+  uint32_t* totals;     // [num_labels]
+  uint32_t* partial;    // [kSummers] for sums over the team
+  uint32_t* num_bins;   // one word
+
+  // Of a group:
+  float* stay;        // [num_labels] inverse_square(total), infinite where no pixel may leave
+  float* enter;       // [num_labels] the same, zero where none may enter
+  float* factors;     // [2, 256]
+  uint32_t* lengths;  // [2, kLists] of this phase and of the next
+  uint32_t* near_lists;
+  uint32_t near_words;
+  uint32_t* far_lists;  // [kLists, far_words]
+  uint32_t far_words;   // enough for num_sites
+};
+
 template <class LabelType, class BinType, class CountType>
-struct ParallelState {
+struct ParallelState : ParallelArrays<LabelType> {
   using Label = LabelType;
   using Bin = BinType;
   using Count = CountType;
 
-  uint16_t* joint;     // [pixels] joint bins; the same array as `bins` where both have 16 bits
-  Label* cell_labels;  // of all grids, one after the other, framed
-  uint32_t* dense;     // [cells, num_bins] histograms of the cells of a dense grid
-
-  // Near:
-  UsedBins used;
-  int32_t* edges;      // of all grids, one after the other: columns + 1, rows + 1
-  Label* labels;       // of pixels, from the frame on
-  Bin* bins;           // [pixels]
-  Count* histogram;    // [num_labels, num_bins]
-  uint32_t* totals;    // [num_labels]
-  float* inverse;      // [num_labels]
-  float* factors;      // [2, 256]
-  uint32_t* lengths;   // [4 kMaxSweeps] of the queue in every phase
-  uint32_t* partial;   // [kSummers] for sums over the team
-  uint32_t* num_bins;  // one word
-  SiteQueue queue;
+  Bin* bins;         // [H, stride] of those that the image uses; `joint` where both have 16 bits
+  Count* histogram;  // [num_labels, num_bins]
 };
 
 // 1. Sizes of arrays, in elements
-template <class Label>
-CAST_HOST_DEVICE constexpr int labels_per_word() {
-  return static_cast<int>(4 / sizeof(Label));
-}
-
 // A whole word of frame stands before each row, so that pixels (0, y) begin words.
 template <class Label>
 CAST_HOST_DEVICE inline int label_stride(const ParallelPlan& plan) {
-  constexpr int kWord = labels_per_word<Label>();
+  constexpr int kWord = parts_per_word<Label>();
   return (plan.width + kWord - 1) / kWord * kWord + kWord;
 }
 
 template <class Label>
 CAST_HOST_DEVICE inline size_t num_framed_labels(const ParallelPlan& plan) {
-  return static_cast<size_t>(label_stride<Label>(plan)) * (plan.height + 2) + labels_per_word<Label>();
+  return static_cast<size_t>(label_stride<Label>(plan)) * (plan.height + 2) + parts_per_word<Label>();
+}
+
+template <class Label>
+CAST_HOST_DEVICE inline size_t num_places(const ParallelPlan& plan) {
+  return static_cast<size_t>(label_stride<Label>(plan)) * plan.height;
+}
+
+template <class Label>
+CAST_HOST_DEVICE inline size_t num_border_words(const ParallelPlan& plan) {
+  return num_places<Label>(plan) / 32 + 2;  // the last window of a row may look one word beyond it
 }
 
 CAST_HOST_DEVICE inline int num_framed_cells(const ParallelPlan& plan, int grid) {
@@ -140,21 +171,33 @@ CAST_HOST_DEVICE inline size_t num_dense(const ParallelPlan& plan) {
   return most;
 }
 
-// No phase has more sites.
-CAST_HOST_DEVICE inline size_t num_sites(const ParallelPlan& plan) {
-  return static_cast<size_t>((plan.width + 1) / 2) * ((plan.height + 1) / 2);
+template <class State>
+CAST_HOST_DEVICE inline int num_sizes(const ParallelPlan& plan) {
+  return sizeof(typename State::Label) == 1 ? 256 : plan.num_labels;
+}
+
+CAST_HOST_DEVICE inline int num_listed_cells(const ParallelPlan& plan) {
+  int most = 0;
+  for (int grid = 0; grid < plan.grids; ++grid) most = plan.is_listed(grid) ? plan.cells(grid) : most;
+  return most;
+}
+
+// No phase gives a group of so many more sites: of every second row of its band every second pixel, or cell.
+CAST_HOST_DEVICE inline size_t num_sites(const ParallelPlan& plan, int groups) {
+  const int finest = plan.grids - 1;
+  const auto most = [&](int columns, int rows) {
+    return static_cast<size_t>((columns + 1) / 2) * ((rows + 1) / 2 / groups + 1);
+  };
+  const size_t pixels = most(plan.width, plan.height);
+  const size_t cells = most(plan.columns << finest, plan.rows << finest);
+  return pixels > cells ? pixels : cells;
 }
 
 // 2. Views
 template <class State>
-CAST_HOST_DEVICE inline SeedsState<typename State::Label, typename State::Bin, typename State::Count> pixel_state(
-    const ParallelPlan& plan, const State& state) {
+CAST_HOST_DEVICE inline typename State::Label* pixel_labels(const ParallelPlan& plan, const State& state) {
   using Label = typename State::Label;
-  const int stride = label_stride<Label>(plan);
-  return {plan.width,      plan.height,     state.labels + stride + labels_per_word<Label>(),
-          stride,          state.bins,      plan.width,
-          state.histogram, *state.num_bins, state.totals,
-          state.inverse};
+  return state.labels + label_stride<Label>(plan) + parts_per_word<Label>();
 }
 
 template <class State>
@@ -171,60 +214,130 @@ CAST_HOST_DEVICE inline SeedsCells<typename State::Label> cells_of(const Paralle
   return {columns, rows, edges, edges + columns + 1, labels + columns + 3, columns + 2};
 }
 
+struct Phase {
+  int sweep;
+  int number;  // 0..3
+};
+
+template <class State>
+CAST_HOST_DEVICE inline uint32_t* length_of(const State& state, const Phase& phase, ListName list) {
+  return state.lengths + kLists * (phase.number & 1) + list;
+}
+
+// A photo of 224 x 224 has some 3,500 sites in a phase, 700 moves and 200 corners.
+template <class State>
+CAST_HOST_DEVICE inline SiteList list_of(const State& state, ListName list) {
+  const uint32_t moves = state.near_words / 4;
+  const uint32_t corners = state.near_words / 16;
+  const uint32_t before[] = {0, state.near_words - moves - corners, state.near_words - moves, state.near_words};
+  return {state.near_lists + before[list], state.far_lists + list * state.far_words, before[list + 1] - before[list]};
+}
+
+// By one thread of a group, in a step between two barriers in which no list of that phase is in use.
+template <class State>
+CAST_HOST_DEVICE inline void empty_lists(const State& state, int number) {
+  for (int list = 0; list < kLists; ++list) state.lengths[kLists * (number & 1) + list] = 0;
+}
+
 // 3. Memory
-// Hands out pieces of a buffer; with no buffer it only counts.
+constexpr int kMostArrays = 20;  // in one memory
+
+// Where each array begins, in bytes, in the order of the functions below.
+struct Layout {
+  size_t begin[kMostArrays];
+};
+
+// Hands out pieces of a buffer and notes where they begin; with no buffer, that alone.
 class Arena {
  public:
-  CAST_HOST_DEVICE explicit Arena(char* base) : base_(base) {}
+  explicit Arena(char* base, Layout* layout = nullptr) : base_(base), layout_(layout) {}
   template <class T>
-  CAST_HOST_DEVICE T* take(size_t count) {
+  T* take(size_t count) {
     T* const at = reinterpret_cast<T*>(base_ + used_);
+    if (arrays_ == kMostArrays) throw std::logic_error("more arrays than a Layout has room for");
+    if (layout_ != nullptr) layout_->begin[arrays_] = used_;
     used_ += (count * sizeof(T) + 15) / 16 * 16;
+    ++arrays_;
     return at;
   }
-  CAST_HOST_DEVICE size_t used() const { return used_; }
+  size_t used() const { return used_; }
 
  private:
   char* base_;
+  Layout* layout_;
   size_t used_ = 0;
+  int arrays_ = 0;
 };
 
-// The small arrays, near wherever there is shared memory.
-template <class State>
-CAST_HOST_DEVICE inline void lay_out_small(const ParallelPlan& plan, Arena& arena, State* state) {
+// Hands them out again from what an Arena has noted: on a GPU, sums of a register and a constant, which cost too little
+// to be kept in registers through all phases.
+class Replay {
+ public:
+  CAST_HOST_DEVICE Replay(char* base, const Layout& layout) : base_(base), layout_(layout) {}
+  template <class T>
+  CAST_HOST_DEVICE T* take(size_t) {
+    return reinterpret_cast<T*>(base_ + layout_.begin[arrays_++]);
+  }
+
+ private:
+  char* base_;
+  const Layout& layout_;
+  int arrays_ = 0;
+};
+
+// The small arrays of a group, near wherever there is shared memory. Those of fixed size come first: where the memory is
+// at a fixed address, so are they, and no register holds it. 8-bit labels have arrays of fixed size, too.
+template <class Memory, class State>
+CAST_HOST_DEVICE inline void lay_out_group(const ParallelPlan& plan, Memory& memory, State* state) {
+  state->factors = memory.template take<float>(512);
+  state->lengths = memory.template take<uint32_t>(2 * kLists);
+  state->stay = memory.template take<float>(num_sizes<State>(plan));
+  state->enter = memory.template take<float>(num_sizes<State>(plan));
+}
+
+// The small arrays of the team, near where a block is the team.
+template <class Memory, class State>
+CAST_HOST_DEVICE inline void lay_out_small(const ParallelPlan& plan, Memory& memory, State* state) {
+  state->num_bins = memory.template take<uint32_t>(1);
+  state->partial = memory.template take<uint32_t>(kSummers);
+  state->totals = memory.template take<uint32_t>(num_sizes<State>(plan));
   const auto words = static_cast<size_t>(used_bins_words(plan.bins));
-  const auto labels = static_cast<size_t>(plan.num_labels);
-  state->used.words = arena.take<uint32_t>(words);
-  state->used.before = arena.take<uint32_t>(words);
-  state->edges = arena.take<int32_t>(num_edges(plan));
-  state->totals = arena.take<uint32_t>(labels);
-  state->inverse = arena.take<float>(labels);
-  state->factors = arena.take<float>(512);
-  state->lengths = arena.take<uint32_t>(4 * kMaxSweeps);
-  state->partial = arena.take<uint32_t>(kSummers);
-  state->num_bins = arena.take<uint32_t>(1);
+  state->used.words = memory.template take<uint32_t>(words);
+  state->used.before = memory.template take<uint32_t>(words);
+  state->edges = memory.template take<int32_t>(num_edges(plan));
+}
+
+// The lists of all groups, but for what lies near.
+template <class Memory, class State>
+CAST_HOST_DEVICE inline void lay_out_lists(Memory& memory, uint32_t words, int group, int groups, State* state) {
+  const size_t size = kLists * static_cast<size_t>(words);
+  state->far_words = words;
+  state->far_lists = memory.template take<uint32_t>(size * groups) + size * group;
 }
 
 // What is always far.
-template <class State>
-CAST_HOST_DEVICE inline uint32_t* lay_out_far(const ParallelPlan& plan, Arena& arena, State* state) {
-  state->joint = arena.take<uint16_t>(plan.pixels());
-  state->cell_labels = arena.take<typename State::Label>(num_cell_labels(plan));
-  state->dense = arena.take<uint32_t>(num_dense(plan));
-  return arena.take<uint32_t>(num_sites(plan));  // the queue
+template <class Memory, class State>
+CAST_HOST_DEVICE inline void lay_out_far(const ParallelPlan& plan, Memory& memory, State* state) {
+  using Label = typename State::Label;
+  state->joint = memory.template take<uint16_t>(num_places<Label>(plan));
+  state->cell_labels = memory.template take<Label>(num_cell_labels(plan));
+  state->dense = memory.template take<uint32_t>(num_dense(plan));
+  const int listed = num_listed_cells(plan);
+  state->entries = memory.template take<uint32_t>(listed > 0 ? plan.pixels() : 0);
+  state->num_entries = memory.template take<uint32_t>(listed);
 }
 
-// Everything far: the state of clusters and grids.
-template <class Label, class Count>
-CAST_HOST_DEVICE inline size_t lay_out_all_far(const ParallelPlan& plan, char* base,
-                                               ParallelState<Label, uint16_t, Count>* state) {
-  Arena arena(base);
-  lay_out_small(plan, arena, state);
-  state->queue = SiteQueue(nullptr, 0, lay_out_far(plan, arena, state));
+// The state of clusters and grids but for the groups' part: everything far.
+template <class Memory, class State>
+CAST_HOST_DEVICE inline void lay_out_all_far(const ParallelPlan& plan, Memory& memory, State* state) {
+  using Label = typename State::Label;
+  lay_out_small(plan, memory, state);
+  lay_out_far(plan, memory, state);
   state->bins = state->joint;
-  state->labels = arena.take<Label>(num_framed_labels<Label>(plan));
-  state->histogram = arena.take<Count>(static_cast<size_t>(plan.num_labels) * plan.max_bins + 1);  // whole words
-  return arena.used();
+  state->labels = memory.template take<Label>(num_framed_labels<Label>(plan));
+  state->border = memory.template take<uint32_t>(num_border_words<Label>(plan));
+  const size_t counts = static_cast<size_t>(plan.num_labels) * plan.max_bins;
+  state->histogram = memory.template take<typename State::Count>(counts + 1);  // whole words
 }
 
 }  // namespace cast_kernels

@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-#include "host_device.h"
+#include "packed.h"
 
 namespace cast_kernels {
 
@@ -91,16 +91,6 @@ CAST_HOST_DEVICE inline uint32_t ring_mask(const Ring<Label>& ring, Label label)
 }
 
 constexpr uint32_t kSides = 0x55;  // the ring positions that share a side with the site
-
-CAST_HOST_DEVICE inline int count_bits(uint32_t bits) {
-#if defined(__CUDA_ARCH__)
-  return __popc(bits);
-#else
-  bits = bits - (bits >> 1 & 0x55555555u);
-  bits = (bits & 0x33333333u) + (bits >> 2 & 0x33333333u);
-  return static_cast<int>((((bits + (bits >> 4)) & 0x0f0f0f0fu) * 0x01010101u) >> 24);
-#endif
-}
 
 // May a site leave its superpixel, by the ring mask of its own label? Exactly one 4-connected piece of the superpixel
 // in the ring shares a side with the site. False inside a superpixel.

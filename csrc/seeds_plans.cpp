@@ -66,8 +66,8 @@ ParallelPlan parallel_plan(const SeedsGrid& grid, const SeedsSchedule& schedule,
   plan.bins = static_cast<int>(colours.bins);
   plan.max_bins = static_cast<uint32_t>(seeds_max_bins(grid.height, grid.width, colours.bins, colours.lab));
   plan.lab = colours.lab;
-  std::copy_n(schedule.wide_factors, 256, plan.factors[0]);
-  std::copy_n(schedule.narrow_factors, 256, plan.factors[1]);
+  std::copy_n(schedule.wide_factors, 256, plan.factors);
+  std::copy_n(schedule.narrow_factors, 256, plan.factors + 256);
   return plan;
 }
 

@@ -2,14 +2,17 @@
 //
 // A Team has rank() and size(), barrier() for all its threads, and warp(), the Warp of the calling thread. A Warp has
 // rank() and size(), index() and count() within the team, sync() for its threads, and ballot(bool), whose bit i is
-// thread i's argument, match(word), the ballot of the threads with the same word, take(word, i), thread i's word, and
-// sum(value), over the warp; its threads call these together. Sizes are whatever the driver likes; a warp has at most
-// 32 threads. What one thread writes, others read after the next barrier() or sync(); in between they may only add.
+// thread i's argument, match(word), the ballot of the threads with the same word, take(word, i), thread i's word,
+// sum(value) over the warp, and sum_before(word), over the threads of lower rank; its threads call these together.
+// lanes() is a small warp, of which a team has more. Sizes are whatever the driver likes; a warp has at most 32 threads.
+// A team consists of groups() groups, each a Team of its own with a cheaper barrier: group() is that of the calling
+// thread, the group_index()-th. What one thread writes, others read after the next barrier() or sync(); in between they
+// may only add.
 #pragma once
 
 #include <cstdint>
 
-#include "host_device.h"
+#include "packed.h"
 
 namespace cast_kernels {
 
@@ -36,6 +39,14 @@ CAST_HOST_DEVICE inline uint64_t atomic_add(uint64_t* at, uint64_t change) {
   return atomicAdd(reinterpret_cast<unsigned long long*>(at), static_cast<unsigned long long>(change));
 #else
   return __atomic_fetch_add(at, change, __ATOMIC_RELAXED);
+#endif
+}
+
+CAST_HOST_DEVICE inline void atomic_and(uint32_t* at, uint32_t bits) {
+#if defined(__CUDA_ARCH__)
+  atomicAnd(at, bits);
+#else
+  __atomic_fetch_and(at, bits, __ATOMIC_RELAXED);
 #endif
 }
 
@@ -73,19 +84,40 @@ CAST_HOST_DEVICE inline void add_count(uint16_t* count, int32_t change) {
 #endif
 }
 
-// Reserves a place in a list whose length other threads increase, too.
-CAST_HOST_DEVICE inline uint32_t append_to(uint32_t* length) {
-#if defined(__CUDA_ARCH__)
-  const unsigned together = __activemask();  // one addition for all
-  const int leader = __ffs(static_cast<int>(together)) - 1;
-  const unsigned lane = threadIdx.x % 32;
-  uint32_t first = 0;
-  if (lane == static_cast<unsigned>(leader)) first = atomicAdd(length, static_cast<uint32_t>(__popc(together)));
-  return __shfl_sync(together, first, leader) + static_cast<uint32_t>(__popc(together & ((1u << lane) - 1)));
-#else
-  return atomic_add(length, 1u);
-#endif
-}
+// Places at the ends of lists, whose lengths lie one after the other, for the threads of a warp that want one.
+template <int kLists>
+class Append {
+ public:
+  template <class Warp>
+  CAST_HOST_DEVICE Append(const Warp& warp, uint32_t* lengths, const bool (&wants)[kLists]) {
+    uint32_t counts[kLists];
+    uint32_t any = 0;
+    CAST_UNROLL
+    for (int list = 0; list < kLists; ++list) {
+      const uint32_t ranks = warp.ballot(wants[list]);
+      any |= ranks;
+      counts[list] = static_cast<uint32_t>(count_bits(ranks));
+      places_[list] = static_cast<uint32_t>(count_bits(ranks & ((1u << warp.rank()) - 1)));
+    }
+    if (any == 0) return;
+    CAST_UNROLL
+    for (int first = 0; first < kLists; first += warp.size()) {  // a thread per list: all in one addition
+      const int mine = first + warp.rank();
+      uint32_t count = 0;
+      CAST_UNROLL
+      for (int list = 0; list < kLists; ++list) count = list == mine ? counts[list] : count;
+      const uint32_t begin = mine < kLists ? atomic_add(lengths + mine, count) : 0;
+      CAST_UNROLL
+      for (int list = 0; list < kLists; ++list) {
+        if (list >= first && list < first + warp.size()) places_[list] += warp.take(begin, list - first);
+      }
+    }
+  }
+  CAST_HOST_DEVICE uint32_t place(int list) const { return places_[list]; }
+
+ private:
+  uint32_t places_[kLists];
+};
 
 // A warp of one thread.
 struct OneThread {
@@ -100,6 +132,35 @@ struct OneThread {
     return value;
   }
 };
+
+// Calls visit(row, column) for a thread's share of a grid. Divides once, not for every place.
+template <class Team, class Visit>
+CAST_HOST_DEVICE inline void for_each_place(const Team& team, int rows, int columns, Visit visit) {
+  const int step_rows = team.size() / columns;
+  const int step_columns = team.size() - step_rows * columns;
+  int row = team.rank() / columns;
+  int column = team.rank() - row * columns;
+  while (row < rows) {
+    visit(row, column);
+    row += step_rows;
+    column += step_columns;
+    if (column >= columns) {
+      column -= columns;
+      ++row;
+    }
+  }
+}
+
+// A share of rows, the next group's where this one ends.
+struct Band {
+  int begin, end;
+  CAST_HOST_DEVICE int rows() const { return end - begin; }
+};
+
+template <class Team>
+CAST_HOST_DEVICE inline Band band_of(const Team& team, int rows) {
+  return {rows * team.group_index() / team.groups(), rows * (team.group_index() + 1) / team.groups()};
+}
 
 constexpr int kSummers = 32;  // threads that a sum over the team is shared by
 

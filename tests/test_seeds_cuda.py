@@ -26,6 +26,7 @@ page = importlib.import_module("cast_kernels.seeds")  # the name in the package 
 H200 = {"multiprocessors": 132, "block_memory": 232448, "clusters": True}
 A100 = {"multiprocessors": 108, "block_memory": 166912, "clusters": False}
 RTX3090 = {"multiprocessors": 82, "block_memory": 101376, "clusters": False}
+RTX5090 = {"multiprocessors": 170, "block_memory": 101376, "clusters": True}
 SEQUENTIAL = [
     {"num_superpixels": 60},
     {"num_superpixels": 60, "bins": 5, "iterations": 15},
@@ -66,13 +67,16 @@ def launch(height, width, request, batch, limits, driver="automatic", bins=15, l
         ((224, 224), 196, 256, RTX3090, "block"),
         ((512, 512), 1024, 64, RTX3090, "grid"),
         ((13, 13), 1, 1000, RTX3090, "block"),
+        ((512, 512), 1024, 64, RTX5090, "cluster"),
+        ((4096, 4096), 16384, 64, H200, "cluster"),
+        ((4096, 4096), 16384, 64, RTX5090, "grid"),  # the sizes of its superpixels do not fit a block
     ],
 )
 def test_driver_by_size_batch_and_device(size, request_, batch, limits, driver):
     found = launch(*size, request_, batch, limits)
     assert found["driver"] == driver
     assert found["shared_bytes"] <= limits["block_memory"]
-    assert (found["shared_bytes"] > 0) == (driver == "block")
+    assert (found["shared_bytes"] > 0) == (driver != "grid")
     assert 1 <= found["slots"] <= batch
     assert found["workspace_bytes"] <= 2**31 or found["slots"] == 1
 
@@ -90,6 +94,8 @@ def test_drivers_that_cannot_run_that_are_refused():
         launch(512, 512, 1024, 4, H200, "block")
     with pytest.raises(ValueError, match="no clusters"):
         launch(224, 224, 196, 4, A100, "cluster")
+    with pytest.raises(ValueError, match="cannot hold so many superpixels"):
+        launch(4096, 4096, 16384, 4, RTX5090, "cluster")
     with pytest.raises(ValueError, match="at most 8191 pixels a side"):
         launch(9000, 9000, 1000, 1, H200)
 

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from conftest import ROOT
 
-CPU_DRIVERS = ("bins", "grid", "literal", "pixels_scalar", "plans", "schedule", "sequential")
+CPU_DRIVERS = ("bins", "grid", "launch", "literal", "pixels_scalar", "plans", "schedule", "sequential")
 SOURCES = [ROOT / "tests" / "emulation" / "main.cpp", *(ROOT / "csrc" / f"seeds_{name}.cpp" for name in CPU_DRIVERS)]
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 

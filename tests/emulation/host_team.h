@@ -33,6 +33,7 @@ class Barrier {
 };
 
 constexpr int kWarp = 32;
+constexpr int kLanes = 4;  // of a small warp
 
 // What the threads of one warp share.
 struct WarpRoom {
@@ -40,6 +41,21 @@ struct WarpRoom {
   Barrier barrier;
   uint64_t values[2][kWarp];  // of this exchange, and of the next one
   int turn[kWarp] = {};
+};
+
+// What the threads of a team, or of one of its groups, share.
+struct TeamRoom {
+  explicit TeamRoom(int size) : threads(size), barrier(size) {
+    for (int first = 0; first < size; first += kWarp) warps.push_back(make(first, kWarp));
+    for (int first = 0; first < size; first += kLanes) lanes.push_back(make(first, kLanes));
+  }
+  std::unique_ptr<WarpRoom> make(int first, int size) const {
+    return std::make_unique<WarpRoom>(threads - first < size ? threads - first : size);
+  }
+
+  const int threads;
+  Barrier barrier;
+  std::vector<std::unique_ptr<WarpRoom>> warps, lanes;
 };
 
 class HostWarp {
@@ -60,6 +76,12 @@ class HostWarp {
     const uint64_t* const values = exchange(value);
     Value total = 0;
     for (int i = 0; i < size_; ++i) total += static_cast<Value>(values[i]);
+    return total;
+  }
+  uint32_t sum_before(uint32_t value) const {
+    const uint64_t* const values = exchange(value);
+    uint32_t total = 0;
+    for (int i = 0; i < rank_; ++i) total += static_cast<uint32_t>(values[i]);
     return total;
   }
 
@@ -85,36 +107,43 @@ class HostWarp {
 
 class HostTeam {
  public:
-  HostTeam(Barrier& barrier, WarpRoom& room, int rank, int size)
-      : barrier_(&barrier), room_(&room), rank_(rank), size_(size) {}
+  // A team of so many groups of equal size.
+  HostTeam(TeamRoom& room, std::vector<std::unique_ptr<TeamRoom>>& groups, int rank)
+      : room_(&room), groups_(&groups), rank_(rank) {}
   int rank() const { return rank_; }
-  int size() const { return size_; }
-  void barrier() const { barrier_->wait(); }
-  HostWarp warp() const {
-    const int index = rank_ / kWarp;
-    const int last = (size_ - 1) / kWarp;
-    const int threads = index < last ? kWarp : size_ - last * kWarp;
-    return {*room_, rank_ % kWarp, threads, index, last + 1};
+  int size() const { return room_->threads; }
+  void barrier() const { room_->barrier.wait(); }
+  HostWarp warp() const { return part(room_->warps, kWarp); }
+  HostWarp lanes() const { return part(room_->lanes, kLanes); }
+  int groups() const { return static_cast<int>(groups_->size()); }
+  int group_index() const { return rank_ / (size() / groups()); }
+  HostTeam group() const {
+    static std::vector<std::unique_ptr<TeamRoom>> none;
+    return {*(*groups_)[group_index()], none, rank_ % (size() / groups())};
   }
 
  private:
-  Barrier* barrier_;
-  WarpRoom* room_;
-  int rank_, size_;
+  HostWarp part(std::vector<std::unique_ptr<WarpRoom>>& rooms, int size) const {
+    const int index = rank_ / size;
+    const int threads = room_->threads - index * size;
+    return {*rooms[index], rank_ % size, threads < size ? threads : size, index, static_cast<int>(rooms.size())};
+  }
+
+  TeamRoom* room_;
+  std::vector<std::unique_ptr<TeamRoom>>* groups_;
+  int rank_;
 };
 
-// Calls work(team) on `size` threads, once for each of them.
+// Calls work(team) on `size` threads, a multiple of `groups`, once for each of them.
 template <class Work>
-void run_team(int size, Work work) {
-  Barrier barrier(size);
-  std::vector<std::unique_ptr<WarpRoom>> rooms;
-  for (int first = 0; first < size; first += kWarp) {
-    rooms.push_back(std::make_unique<WarpRoom>(size - first < kWarp ? size - first : kWarp));
-  }
+void run_team(int size, int groups, Work work) {
+  TeamRoom room(size);
+  std::vector<std::unique_ptr<TeamRoom>> rooms;
+  for (int i = 0; i < groups; ++i) rooms.push_back(std::make_unique<TeamRoom>(size / groups));
   std::vector<std::thread> threads;
   for (int rank = 0; rank < size; ++rank) {
     threads.emplace_back([&, rank] {
-      HostTeam team(barrier, *rooms[rank / kWarp], rank, size);
+      HostTeam team(room, rooms, rank);
       work(team);
     });
   }

@@ -8,12 +8,15 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
 #include <random>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "host_team.h"
 #include "seeds_literal.h"
+#include "seeds_launch.h"
 #include "seeds_parallel_grid.h"
 #include "seeds_parallel_team.h"
 #include "seeds_plans.h"
@@ -117,61 +120,69 @@ struct ParallelCase {
   }
 };
 
-// As a block does it: small arrays, labels and histogram near; or, of many bins, bins and histogram far.
-template <class Bin>
-void run_block(const ParallelCase& c, int threads) {
-  using State = ck::ParallelState<uint8_t, Bin, uint16_t>;
-  if (c.plan.num_labels > 255 || c.schedule.most_pixels > 65535) return;
-  State state{};
-  const auto lay_out = [&](char* base) {
-    ck::Arena arena(base);
-    ck::lay_out_small(c.plan, arena, &state);
-    uint32_t* const far = ck::lay_out_far(c.plan, arena, &state);
-    state.queue = ck::SiteQueue(arena.take<uint32_t>(16), 16, far);
-    state.labels = arena.take<uint8_t>(ck::num_framed_labels<uint8_t>(c.plan));
-    state.bins = sizeof(Bin) == 2 ? reinterpret_cast<Bin*>(state.joint) : arena.take<Bin>(c.plan.pixels());
-    state.histogram = arena.take<uint16_t>(static_cast<size_t>(c.plan.num_labels) * c.plan.max_bins + 1);
-    return arena.used();
-  };
-  Memory memory(lay_out(nullptr));
-  lay_out(memory.data());
-  std::vector<int32_t> labels = c.output();
-  bool fits = true;
-  run_team(threads, [&](auto& team) {
-    const uint32_t bins = ck::start_image(team, c.plan, state, ck::kLabTables, c.picture.batch().image(0));
-    const bool few = sizeof(Bin) == 2 || bins <= 256;
-    if (team.rank() == 0) fits = few;
-    if (!few) return;
-    ck::label_image(team, c.plan, state);
-    ck::write_labels(team, c.plan, state, c.request.stride, labels.data());
-  });
-  if (fits) compare(c.name(sizeof(Bin) == 1 ? "block" : "block, many bins", threads), labels, c.expected);
+// Room for one image on a device with so much shared memory in a block.
+ck::ParallelLaunch launch(const ParallelCase& c, ck::SeedsDriver driver, size_t block_memory) {
+  return ck::parallel_launch(c.plan, c.schedule, 1, driver, {132, block_memory, true});
 }
 
-template <class Count>
-void run_cluster(const ParallelCase& c, int threads) {
-  if (sizeof(Count) == 2 && c.schedule.most_pixels > 65535) return;
-  ck::ParallelState<uint16_t, uint16_t, Count> state{};
-  Memory memory(ck::lay_out_all_far(c.plan, nullptr, &state));
-  ck::lay_out_all_far(c.plan, memory.data(), &state);
+constexpr size_t kShared = 232448;
+
+// With less a block cannot hold the image: bins, lists and most histograms stay in the workspace.
+size_t least_shared(const ParallelCase& c) {
+  for (size_t bytes = 1024;; bytes += 1024) {
+    try {
+      launch(c, ck::SeedsDriver::block, bytes);
+      return bytes;
+    } catch (const std::invalid_argument&) {
+      if (bytes > kShared) throw;
+    }
+  }
+}
+
+bool fits_block(const ParallelCase& c) { return c.plan.num_labels <= 255 && c.schedule.most_pixels <= 65535; }
+
+void run_block(const ParallelCase& c, int threads, size_t block_memory) {
+  const ck::ParallelLaunch launch = ::launch(c, ck::SeedsDriver::block, block_memory);
+  Memory shared(launch.shared_bytes);
+  Memory slot(launch.slot_bytes);
   std::vector<int32_t> labels = c.output();
-  run_team(threads, [&](auto& team) {
-    ck::start_image(team, c.plan, state, ck::kLabTables, c.picture.batch().image(0));
-    ck::label_image(team, c.plan, state);
-    ck::write_labels(team, c.plan, state, c.request.stride, labels.data());
+  run_team(threads, 1, [&](auto& team) {
+    const auto label = launch.near_bins ? ck::label_by_block<true, emulation::HostTeam>
+                                        : ck::label_by_block<false, emulation::HostTeam>;
+    label(team, c.plan, launch, ck::kLabTables, c.picture.batch().image(0), shared.data(), slot.data(),
+          c.request.stride, labels.data());
+  });
+  const std::string where = launch.near_bins ? "near" : "far";
+  compare(c.name("block, bins " + where + ", histograms of " + std::to_string(launch.near_used) + " near", threads),
+          labels, c.expected);
+}
+
+void run_cluster(const ParallelCase& c, int threads) {
+  const ck::ParallelLaunch launch = ::launch(c, ck::SeedsDriver::cluster, kShared);
+  std::vector<std::unique_ptr<Memory>> shared;
+  for (int i = 0; i < ck::kClusterBlocks; ++i) shared.push_back(std::make_unique<Memory>(launch.shared_bytes));
+  Memory slot(launch.slot_bytes);
+  std::vector<int32_t> labels = c.output();
+  run_team(threads * ck::kClusterBlocks, ck::kClusterBlocks, [&](auto& team) {
+    const auto label = launch.wide_counts ? ck::label_by_cluster<uint32_t, emulation::HostTeam>
+                                          : ck::label_by_cluster<uint16_t, emulation::HostTeam>;
+    label(team, c.plan, launch, ck::kLabTables, c.picture.batch().image(0), shared[team.group_index()]->data(),
+          slot.data(), c.request.stride, labels.data());
   });
   compare(c.name("cluster", threads), labels, c.expected);
 }
 
 template <class Count>
 void run_grid(const ParallelCase& c, int threads) {
-  if (sizeof(Count) == 2 && c.schedule.most_pixels > 65535) return;
-  ck::ParallelState<uint16_t, uint16_t, Count> state{};
-  Memory memory(ck::lay_out_all_far(c.plan, nullptr, &state));
-  ck::lay_out_all_far(c.plan, memory.data(), &state);
+  const ck::ParallelLaunch launch = ::launch(c, ck::SeedsDriver::grid, kShared);
+  if (launch.wide_counts != (sizeof(Count) == 4)) return;
+  ck::ParallelState<uint16_t, uint16_t, Count> state;
+  Memory slot(launch.slot_bytes);
+  ck::Replay far(slot.data(), launch.far);
+  ck::lay_out_grid(c.plan, launch.list_words, far, &state);
   std::vector<int32_t> labels = c.output();
   ck::launch_grid_steps(c.plan, c.request.stride, [&](auto tag, const ck::GridArguments& arguments) {
-    run_team(threads, [&](auto& team) {
+    run_team(threads, 1, [&](auto& team) {
       if constexpr (tag.value == ck::GridStep::number_bins) {
         const uint32_t bins = ck::number_bins(team, state.used, c.plan.bins, state.partial);
         if (team.rank() == 0) *state.num_bins = bins;
@@ -187,14 +198,31 @@ void run_grid(const ParallelCase& c, int threads) {
 void run_parallel(const Picture& picture, const Request& request, const std::vector<int>& teams) {
   const ParallelCase c(picture, request);
   for (const int threads : teams) {
-    run_block<uint8_t>(c, threads);
+    if (fits_block(c)) run_block(c, threads, kShared);
     if (threads > 8) continue;  // slow; the other drivers differ in where their arrays lie
-    run_block<uint16_t>(c, threads);
-    run_cluster<uint16_t>(c, threads);
-    run_cluster<uint32_t>(c, threads);
+    if (fits_block(c)) {
+      run_block(c, threads, least_shared(c));
+      run_block(c, threads, least_shared(c) + (16 << 10));  // room for more histograms, not for bins
+    }
+    run_cluster(c, threads);
     run_grid<uint16_t>(c, threads);
-    if (threads == 1) run_grid<uint32_t>(c, threads);
+    run_grid<uint32_t>(c, threads);
   }
+}
+
+// Colours: the GPU's way to linear light is the CPU's.
+void every_colour() {
+  for (int colour = 0; colour < 1 << 24; ++colour) {
+    const auto r = static_cast<uint8_t>(colour >> 16), g = static_cast<uint8_t>(colour >> 8);
+    const auto b = static_cast<uint8_t>(colour);
+    const ck::Xyz one = ck::xyz_by_table(ck::kLabTables, r, g, b);
+    const ck::Xyz other = ck::xyz_by_products(ck::kLabTables, r, g, b);
+    if (one.x == other.x && one.y == other.y && one.z == other.z) continue;
+    ++failures;
+    std::printf("colour %06x differs\n", colour);
+    return;
+  }
+  ++runs;
 }
 
 // Sequential order
@@ -214,7 +242,7 @@ void run_sequential(const Picture& picture, const SequentialRequest& request, co
     ck::lay_out(plan, memory.data(), &state);
     ck::SequentialScratch scratch;
     std::vector<int32_t> labels(expected.size(), -1);
-    run_team(threads, [&](auto& team) {
+    run_team(threads, 1, [&](auto& team) {
       ck::seeds_sequential_image(team, plan, state, scratch, ck::kLabTables, picture.batch().image(0), labels.data(),
                                  1);
     });
@@ -276,6 +304,7 @@ int main(int argc, char** argv) {
   for (int i = 2; i < argc; ++i) teams.push_back(std::atoi(argv[i]));
   const bool has_teams = !teams.empty();
   if (mode == "alone") {
+    every_colour();
     parallel_alone();
     sequential_alone();
   } else if (mode == "teams" && has_teams) {
