@@ -3,6 +3,8 @@
 
 #include <type_traits>
 
+#include "seeds_around.h"
+#include "seeds_packed_cell.h"
 #include "seeds_parallel_state.h"
 
 namespace cast_kernels {
@@ -38,18 +40,6 @@ CAST_HOST_DEVICE inline void count_dense(const Team& team, const ParallelPlan& p
   });
 }
 
-// Where the pixels of a cell lie.
-template <class Bin>
-struct CellPixels {
-  const Bin* corner;
-  int width, count, stride;
-
-  CAST_HOST_DEVICE uint32_t bin(int i) const {
-    const int y = i / width;
-    return corner[y * stride + i - y * width];
-  }
-};
-
 template <class State>
 CAST_HOST_DEVICE inline CellPixels<typename State::Bin> pixels_of(const ParallelPlan& plan, const State& state,
                                                                   const SeedsCells<typename State::Label>& cells,
@@ -69,9 +59,26 @@ CAST_HOST_DEVICE inline uint32_t* entries_of(const ParallelPlan& plan, const Sta
   return state.entries + top * plan.width + cells.x_edges[column] * (cells.y_edges[row + 1] - top);
 }
 
-// The bins of each cell and how often they occur, in any order: a warp per cell.
+// The bins of each cell and how often they occur, in any order: a thread per cell.
+template <int kPixels, class Team, class State>
+CAST_HOST_DEVICE inline void list_bins_by_threads(const Team& team, const ParallelPlan& plan, const State& state,
+                                                  int grid) {
+  const auto cells = cells_of(plan, state, grid);
+  for (int i = team.rank(); i < cells.columns * cells.rows; i += team.size()) {
+    const int row = i / cells.columns;
+    const int column = i - row * cells.columns;
+    uint32_t* const entries = entries_of(plan, state, cells, column, row);
+    uint32_t length = 0;
+    const PackedCell<typename State::Bin, kPixels> cell(pixels_of(plan, state, cells, column, row));
+    cell.visit([&](uint32_t bin, uint32_t count) { entries[length++] = bin_entry(bin, count); });
+    state.num_entries[i] = length;
+  }
+}
+
+// The same for larger cells: a warp per cell.
 template <class Team, class State>
-CAST_HOST_DEVICE inline void list_bins(const Team& team, const ParallelPlan& plan, const State& state, int grid) {
+CAST_HOST_DEVICE inline void list_bins_by_warps(const Team& team, const ParallelPlan& plan, const State& state,
+                                                int grid) {
   constexpr uint32_t kNoBin = 0xffffffffu;
   const auto cells = cells_of(plan, state, grid);
   const auto warp = team.warp();
@@ -114,54 +121,18 @@ CAST_HOST_DEVICE inline void list_bins(const Team& team, const ParallelPlan& pla
   }
 }
 
-// The bins of a small cell, in registers.
-template <class Bin>
-class SmallCell {
- public:
-  CAST_HOST_DEVICE explicit SmallCell(const CellPixels<Bin>& pixels) {
-    CAST_UNROLL  // no index of words_ is left for the run
-    for (int w = 0; w < kWords; ++w) words_[w] = 0;
-    const Bin* row = pixels.corner;
-    int x = 0;
-    CAST_UNROLL
-    for (int i = 0; i < static_cast<int>(kSmallCell); ++i) {
-      if (i >= pixels.count) break;
-      words_[i / kPerWord] |= static_cast<uint32_t>(row[x]) << (kBits * (i % kPerWord));
-      left_ |= 1u << (kBits * (i % kPerWord + 1) - 1 - i / kPerWord);
-      if (++x == pixels.width) {
-        x = 0;
-        row += pixels.stride;
-      }
-    }
+template <class Team, class State>
+CAST_HOST_DEVICE inline void list_bins(const Team& team, const ParallelPlan& plan, const State& state, int grid) {
+  // As many as registers hold
+  constexpr int kPackedCell = sizeof(typename State::Bin) == 1 ? 64 : 32;
+  if (plan.max_size[grid] <= kThreadCell) {
+    list_bins_by_threads<kThreadCell>(team, plan, state, grid);
+  } else if (plan.max_size[grid] <= kPackedCell) {
+    list_bins_by_threads<kPackedCell>(team, plan, state, grid);
+  } else {
+    list_bins_by_warps(team, plan, state, grid);
   }
-
-  // Calls visit(bin, count) for every bin.
-  template <class Visit>
-  CAST_HOST_DEVICE void visit(Visit visit) const {
-    for (uint32_t left = left_; left != 0;) {
-      const int bit = lowest_bit(left);
-      const int at = bit / kBits;  // of kPerWord
-      const int word = kBits - 1 - bit % kBits;
-      uint32_t value = words_[0];
-      CAST_UNROLL
-      for (int w = 1; w < kWords; ++w) value = w == word ? words_[w] : value;
-      const uint32_t bin = value >> (kBits * at) & static_cast<Bin>(-1);
-      uint32_t alike = 0;
-      CAST_UNROLL
-      for (int w = 0; w < kWords; ++w) alike |= zero_parts<Bin>(words_[w] ^ repeat<Bin>(bin)) >> w;
-      visit(bin, static_cast<uint32_t>(count_bits(alike & left)));
-      left &= ~alike;
-    }
-  }
-
- private:
-  static constexpr int kBits = 8 * sizeof(Bin);
-  static constexpr int kPerWord = parts_per_word<Bin>();
-  static constexpr int kWords = static_cast<int>(kSmallCell) / kPerWord;
-
-  uint32_t words_[kWords];  // pixel i in part i % kPerWord of word i / kPerWord
-  uint32_t left_ = 0;       // its bit: of that part the highest but i / kPerWord
-};
+}
 
 // Calls visit(bin, count) for every bin of a cell, spread over the lanes.
 template <class Lanes, class State, class Visit>
@@ -169,25 +140,27 @@ CAST_HOST_DEVICE inline void visit_bins(const Lanes& lanes, const ParallelPlan& 
                                         const SeedsCells<typename State::Label>& cells, int grid, int column, int row,
                                         Visit visit) {
   const int cell = row * cells.columns + column;
-  if constexpr (std::is_same_v<Lanes, OneThread>) {
-    SmallCell<typename State::Bin>(pixels_of(plan, state, cells, column, row)).visit(visit);
-  } else if (plan.is_dense(grid)) {
+  if (plan.is_listed(grid)) {
+    const uint32_t* const entries = entries_of(plan, state, cells, column, row);
+    const uint32_t length = state.num_entries[cell];
+    CAST_KEEP_LOOP
+    for (uint32_t i = lanes.rank(); i < length; i += lanes.size()) visit(entry_bin(entries[i]), entry_count(entries[i]));
+  } else if constexpr (std::is_same_v<Lanes, OneThread>) {
+    PackedCell<typename State::Bin, kSmallCell>(pixels_of(plan, state, cells, column, row)).visit(visit);
+  } else {
     const uint32_t num_bins = *state.num_bins;
     const uint32_t* const counts = state.dense + static_cast<size_t>(cell) * num_bins;
+    CAST_KEEP_LOOP
     for (uint32_t bin = lanes.rank(); bin < num_bins; bin += lanes.size()) {
       if (counts[bin] != 0) visit(bin, counts[bin]);
     }
-  } else {
-    const uint32_t* const entries = entries_of(plan, state, cells, column, row);
-    const uint32_t length = state.num_entries[cell];
-    for (uint32_t i = lanes.rank(); i < length; i += lanes.size()) visit(entry_bin(entries[i]), entry_count(entries[i]));
   }
 }
 
 // Calls work(lanes, i) for i below count: small cells have one thread each, others the lanes.
 template <class Team, class Work>
 CAST_HOST_DEVICE inline void for_each_cell(const Team& team, const ParallelPlan& plan, int grid, int count, Work work) {
-  if (plan.max_size[grid] <= kSmallCell) {
+  if (plan.max_size[grid] <= kThreadCell) {
     for (int i = team.rank(); i < count; i += team.size()) work(OneThread{}, i);
   } else {
     const auto lanes = team.lanes();
@@ -230,6 +203,26 @@ CAST_HOST_DEVICE inline void refine(const Team& team, const ParallelPlan& plan, 
 }
 
 // 3. A phase
+// cell_candidates of seeds_phases.h.
+template <class State>
+CAST_HOST_DEVICE inline uint32_t candidates_of(const State& state, const ParallelPlan::Sweep& sweep,
+                                               const SeedsCells<typename State::Label>& cells, int x, int y) {
+  using Label = typename State::Label;
+  const Around<Label> around(cells.labels, cells.label_stride, y * cells.label_stride + x);
+  const uint32_t own_sides = around.sides_like(around.own());
+  uint32_t others = kAllSides & ~own_sides & ~around.sides_like(kOutside<Label>);
+  if (others == 0 || !may_leave(own_sides, around.corners_like(around.own()))) return 0;
+  if (state.totals[around.own()] < cell_size(cells, x, y) + sweep.min_total) return 0;
+  uint32_t candidates = 0;
+  while (others != 0) {
+    const int d = lowest_bit(others) >> 3;
+    const uint32_t other = around.side(d);
+    others &= ~around.sides_like(other);
+    if (state.totals[other] <= sweep.max_total) candidates |= 1u << d;
+  }
+  return candidates;
+}
+
 // Lists the cells that may move, with the directions to compare.
 template <class Team, class State>
 CAST_HOST_DEVICE inline void find_cells(const Team& team, const ParallelPlan& plan, const State& state,
@@ -237,9 +230,6 @@ CAST_HOST_DEVICE inline void find_cells(const Team& team, const ParallelPlan& pl
   const auto group = team.group();
   const ParallelPlan::Sweep& sweep = plan.sweeps[phase.sweep];
   const auto cells = cells_of(plan, state, sweep.kind);
-  const SeedsRules rules{sweep.min_total, sweep.max_total, nullptr};
-  SeedsState<typename State::Label, typename State::Bin, typename State::Count> sizes{};
-  sizes.totals = state.totals;
   const int x = phase_column(phase.number);
   const int y = phase_row(phase.number);
   const Band band = band_of(team, phase_count(cells.rows, y));
@@ -252,7 +242,7 @@ CAST_HOST_DEVICE inline void find_cells(const Team& team, const ParallelPlan& pl
     const int row = i / columns;
     const int cell_x = x + 2 * (i - row * columns);
     const int cell_y = y + 2 * (band.begin + row);
-    const uint32_t candidates = i < count ? cell_candidates(sizes, rules, cells, cell_x, cell_y) : 0;
+    const uint32_t candidates = i < count ? candidates_of(state, sweep, cells, cell_x, cell_y) : 0;
     const Append<1> append(warp, length_of(state, phase, kSiteList), {candidates != 0});
     if (candidates != 0) list.set(append.place(0), with_code(cell_place(cell_x, cell_y), candidates));
   }

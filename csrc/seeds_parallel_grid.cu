@@ -42,7 +42,7 @@ constexpr bool uses_histogram(GridStep step) {
 size_t grid_items(const ParallelPlan& plan, GridStep step, const GridArguments& arguments) {
   const auto pixels = static_cast<size_t>(plan.pixels());
   const size_t cells = static_cast<size_t>(plan.cells(arguments.grid));
-  const size_t lanes = plan.max_size[arguments.grid] <= kSmallCell ? 1 : Lanes::kThreads;
+  const size_t lanes = plan.max_size[arguments.grid] <= kThreadCell ? 1 : Lanes::kThreads;
   switch (step) {
     case GridStep::number_bins:
       return 1;

@@ -58,29 +58,26 @@ inline void launch_grid_steps(const ParallelPlan& plan, int stride, Launch launc
   prepare_cells(0);
   launch(GridStepTag<GridStep::start_labels>{}, GridArguments{});
   int grid = 0;
-  int sweep = 0;
-  for (; sweep < plan.num_sweeps && !plan.of_pixels(sweep); ++sweep) {
-    while (grid < plan.sweeps[sweep].kind) {
+  int i = 0;
+  for (; i < plan.num_phases() && !plan.of_pixels(i / kPhases); ++i) {
+    const Phase phase{i / kPhases, i % kPhases};
+    while (grid < plan.sweeps[phase.sweep].kind) {
       launch(GridStepTag<GridStep::refine>{}, GridArguments{{}, ++grid, 0});
       prepare_cells(grid);
     }
-    for (int number = 0; number < kPhases; ++number) {
-      const GridArguments arguments{{sweep, number}, grid, 0};
-      launch(GridStepTag<GridStep::find_cells>{}, arguments);
-      launch(GridStepTag<GridStep::decide_cells>{}, arguments);
-      launch(GridStepTag<GridStep::move_cells>{}, arguments);
-    }
+    const GridArguments arguments{phase, grid, 0};
+    launch(GridStepTag<GridStep::find_cells>{}, arguments);
+    launch(GridStepTag<GridStep::decide_cells>{}, arguments);
+    launch(GridStepTag<GridStep::move_cells>{}, arguments);
   }
   launch(GridStepTag<GridStep::spread_labels>{}, GridArguments{{}, grid, 0});
   launch(GridStepTag<GridStep::mark_border>{}, GridArguments{});
-  for (; sweep < plan.num_sweeps; ++sweep) {
-    for (int number = 0; number < kPhases; ++number) {
-      const GridArguments arguments{{sweep, number}, 0, 0};
-      launch(GridStepTag<GridStep::find_pixels>{}, arguments);
-      launch(GridStepTag<GridStep::decide_pixels>{}, arguments);
-      launch(GridStepTag<GridStep::decide_corners>{}, arguments);
-      launch(GridStepTag<GridStep::move_pixels>{}, arguments);
-    }
+  for (; i < plan.num_phases(); ++i) {
+    const GridArguments arguments{{i / kPhases, i % kPhases}, 0, 0};
+    launch(GridStepTag<GridStep::find_pixels>{}, arguments);
+    launch(GridStepTag<GridStep::decide_pixels>{}, arguments);
+    launch(GridStepTag<GridStep::decide_corners>{}, arguments);
+    launch(GridStepTag<GridStep::move_pixels>{}, arguments);
   }
   launch(GridStepTag<GridStep::write_labels>{}, GridArguments{{}, 0, stride});
 }

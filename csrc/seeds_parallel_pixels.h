@@ -8,8 +8,6 @@
 
 namespace cast_kernels {
 
-constexpr int kWindow = 32;  // pixels of a row that a thread looks at together
-
 CAST_HOST_DEVICE inline void set_border(uint32_t* border, int place) {
   uint32_t* const word = border + (place >> 5);
   const uint32_t bit = 1u << (place & 31);
@@ -69,6 +67,7 @@ CAST_HOST_DEVICE inline void find_pixels(const Team& team, const ParallelPlan& p
                                          const Phase& phase) {
   const auto group = team.group();
   const ParallelPlan::Sweep& sweep = plan.sweeps[phase.sweep];
+  CAST_KEEP_LOOP
   for (int label = group.rank(); label < plan.num_labels; label += group.size()) {
     const uint32_t total = state.totals[label];
     const float weight = inverse_square(total);
@@ -79,30 +78,32 @@ CAST_HOST_DEVICE inline void find_pixels(const Team& team, const ParallelPlan& p
   const int stride = label_stride<typename State::Label>(plan);
   const Band band = band_of(team, plan.height);
   const int first = band.begin + ((band.begin ^ phase_row(phase.number)) & 1);
-  const int windows = (plan.width + kWindow - 1) / kWindow;
-  const int count = windows * phase_count(band.end, first);
+  const int count = phase_count(band.end, first) << plan.window_bits;
   const uint32_t colour = 0x55555555u << phase_column(phase.number);
+  const SiteList list = list_of(state, kSiteList);
   const auto warp = group.warp();
   for (int begin = warp.index() * warp.size(); begin < count; begin += warp.count() * warp.size()) {
     const int i = begin + warp.rank();
-    const int row = i / windows;
-    const int left = (i - row * windows) * kWindow;
-    const int place = (first + 2 * row) * stride + left;
+    const int left = (i & ((1 << plan.window_bits) - 1)) * kWindow;
+    const int place = (first + 2 * (i >> plan.window_bits)) * stride + left;
     uint32_t bits = 0;
-    if (i < count) {
+    if (i < count && left < plan.width) {
       const uint32_t* const word = state.border + (place >> 5);
       bits = funnel_shift(read_shared_word(word), read_shared_word(word + 1), place & 31) & colour;
-      if (left + kWindow > plan.width) bits &= (1u << (plan.width - left)) - 1;  // of the next row
+      if (left + kWindow > plan.width) bits &= (1u << (plan.width - left)) - 1;  // not those of the next row
     }
     const auto found = static_cast<uint32_t>(count_bits(bits));
     uint32_t at = warp.sum_before(found);
-    const int last = warp.size() - 1;
-    const uint32_t all = warp.take(at + found, last);
-    uint32_t start = 0;
-    if (warp.rank() == 0 && all != 0) start = atomic_add(length_of(state, phase, kSiteList), all);
-    at += warp.take(start, 0);
-    for (; bits != 0; bits &= bits - 1) {
-      list_of(state, kSiteList).set(at++, static_cast<uint32_t>(place + lowest_bit(bits)));
+    const uint32_t all = warp.take(at + found, warp.size() - 1);
+    if (all == 0) continue;
+    const uint32_t start = warp.take(warp.rank() == 0 ? atomic_add(length_of(state, phase, kSiteList), all) : 0, 0);
+    at += start;
+    if (start + all <= list.near_size) {
+      for (uint32_t* to = list.near + at; bits != 0; bits &= bits - 1) {
+        *to++ = static_cast<uint32_t>(place + lowest_bit(bits));
+      }
+    } else {
+      for (; bits != 0; bits &= bits - 1) list.set(at++, static_cast<uint32_t>(place + lowest_bit(bits)));
     }
   }
 }
@@ -114,7 +115,7 @@ constexpr uint32_t kInside = kStays + 2;    // and beside no other superpixel
 // without kLoop, the rest is only told apart.
 template <bool kWide, bool kLoop, class State>
 CAST_HOST_DEVICE inline uint32_t decide_site(const State& state, const typename State::Label* labels, int stride,
-                                             int site) {
+                                             uint32_t num_bins, int site) {
   using Label = typename State::Label;
   const Around<Label> around(labels, stride, site);
   const uint32_t own = around.own();
@@ -125,7 +126,6 @@ CAST_HOST_DEVICE inline uint32_t decide_site(const State& state, const typename 
   const uint32_t own_corners = around.corners_like(own);
   if (!may_leave(own_sides, own_corners)) return kStays;
 
-  const uint32_t num_bins = *state.num_bins;
   const uint32_t bin = state.bins[site];
   float best = static_cast<float>(state.histogram[own * num_bins + bin]) * state.stay[own];
   uint32_t to = kStays;
@@ -161,6 +161,7 @@ CAST_HOST_DEVICE inline void decide_list(const Team& team, const ParallelPlan& p
                                          const Phase& phase) {
   const int stride = label_stride<typename State::Label>(plan);
   const auto* const labels = pixel_labels(plan, state);
+  const uint32_t num_bins = *state.num_bins;
   const SiteList sites = list_of(state, kLoop ? kCornerList : kSiteList);
   const SiteList corners = list_of(state, kCornerList);
   const SiteList moves = list_of(state, kMoveList);
@@ -172,7 +173,7 @@ CAST_HOST_DEVICE inline void decide_list(const Team& team, const ParallelPlan& p
     uint32_t to = kStays;
     if (i < count) {
       site = sites.get(i);
-      to = decide_site<kWide, kLoop>(state, labels, stride, static_cast<int>(site));
+      to = decide_site<kWide, kLoop>(state, labels, stride, num_bins, static_cast<int>(site));
       if (to == kInside) clear_border(state.border, static_cast<int>(site));
     }
     const Append<2> append(warp, length_of(state, phase, kCornerList), {to == kAtCorner, to < kStays});

@@ -14,8 +14,11 @@
 namespace cast_kernels {
 
 constexpr int kGrids = 3;       // of cells: blocks, halves, quarters
+constexpr int kWindow = 32;     // pixels of a row that a thread looks at together
 constexpr int kMaxSweeps = 64;  // more than any quality has
-constexpr uint32_t kSmallCell = 4;  // pixels
+// Pixels of cells
+constexpr uint32_t kSmallCell = 4;    // their bins are looked at anew every time
+constexpr uint32_t kThreadCell = 16;  // one thread decides on one of up to so many
 
 // The same for all images of a batch; small enough to be the argument of a kernel.
 struct ParallelPlan {
@@ -29,16 +32,18 @@ struct ParallelPlan {
     uint32_t min_total, max_total;
   } sweeps[kMaxSweeps];
   uint32_t max_size[kGrids];  // pixels of the largest cell
+  int window_bits;            // of a row, rounded up to a power of two: kWindow pixels each
   int bins;
   uint32_t max_bins;  // that an image can use
   bool lab;
   float factors[512];  // wide, then narrow
 
   CAST_HOST_DEVICE int pixels() const { return width * height; }
+  CAST_HOST_DEVICE int num_phases() const { return kPhases * num_sweeps; }
   CAST_HOST_DEVICE bool of_pixels(int sweep) const { return sweeps[sweep].kind >= kGrids; }
   // Where the cells are so large that most bins occur in each, all their histograms together are small.
   CAST_HOST_DEVICE bool is_dense(int grid) const { return max_size[grid] > 64 && max_size[grid] >= max_bins / 4; }
-  // Cells of several pixels have lists of their bins, made once; those of a few are looked at anew.
+  // Other cells have lists of their bins.
   CAST_HOST_DEVICE bool is_listed(int grid) const { return max_size[grid] > kSmallCell && !is_dense(grid); }
   CAST_HOST_DEVICE int cells(int grid) const { return columns * rows << (2 * grid); }
 };
@@ -124,16 +129,26 @@ struct ParallelState : ParallelArrays<LabelType> {
 };
 
 // 1. Sizes of arrays, in elements
-// A whole word of frame stands before each row, so that pixels (0, y) begin words.
+// Planes of labels have a frame around them: a whole word of it before each row, so that sites (0, y) begin words.
+template <class Label>
+CAST_HOST_DEVICE inline int framed_stride(int columns) {
+  constexpr int kWord = parts_per_word<Label>();
+  return (columns + kWord - 1) / kWord * kWord + kWord;
+}
+
+template <class Label>
+CAST_HOST_DEVICE inline size_t num_framed(int columns, int rows) {
+  return static_cast<size_t>(framed_stride<Label>(columns)) * (rows + 2) + parts_per_word<Label>();
+}
+
 template <class Label>
 CAST_HOST_DEVICE inline int label_stride(const ParallelPlan& plan) {
-  constexpr int kWord = parts_per_word<Label>();
-  return (plan.width + kWord - 1) / kWord * kWord + kWord;
+  return framed_stride<Label>(plan.width);
 }
 
 template <class Label>
 CAST_HOST_DEVICE inline size_t num_framed_labels(const ParallelPlan& plan) {
-  return static_cast<size_t>(label_stride<Label>(plan)) * (plan.height + 2) + parts_per_word<Label>();
+  return num_framed<Label>(plan.width, plan.height);
 }
 
 template <class Label>
@@ -146,13 +161,15 @@ CAST_HOST_DEVICE inline size_t num_border_words(const ParallelPlan& plan) {
   return num_places<Label>(plan) / 32 + 2;  // the last window of a row may look one word beyond it
 }
 
-CAST_HOST_DEVICE inline int num_framed_cells(const ParallelPlan& plan, int grid) {
-  return ((plan.columns << grid) + 2) * ((plan.rows << grid) + 2);
+template <class Label>
+CAST_HOST_DEVICE inline size_t num_framed_cells(const ParallelPlan& plan, int grid) {
+  return num_framed<Label>(plan.columns << grid, plan.rows << grid);
 }
 
-CAST_HOST_DEVICE inline int num_cell_labels(const ParallelPlan& plan) {
-  int sum = 0;
-  for (int grid = 0; grid < plan.grids; ++grid) sum += num_framed_cells(plan, grid);
+template <class Label>
+CAST_HOST_DEVICE inline size_t num_cell_labels(const ParallelPlan& plan) {
+  size_t sum = 0;
+  for (int grid = 0; grid < plan.grids; ++grid) sum += num_framed_cells<Label>(plan, grid);
   return sum;
 }
 
@@ -203,15 +220,17 @@ CAST_HOST_DEVICE inline typename State::Label* pixel_labels(const ParallelPlan& 
 template <class State>
 CAST_HOST_DEVICE inline SeedsCells<typename State::Label> cells_of(const ParallelPlan& plan, const State& state,
                                                                    int grid) {
-  typename State::Label* labels = state.cell_labels;
+  using Label = typename State::Label;
+  Label* labels = state.cell_labels;
   int32_t* edges = state.edges;
   for (int g = 0; g < grid; ++g) {
-    labels += num_framed_cells(plan, g);
+    labels += num_framed_cells<Label>(plan, g);
     edges += (plan.columns << g) + (plan.rows << g) + 2;
   }
   const int columns = plan.columns << grid;
   const int rows = plan.rows << grid;
-  return {columns, rows, edges, edges + columns + 1, labels + columns + 3, columns + 2};
+  const int stride = framed_stride<Label>(columns);
+  return {columns, rows, edges, edges + columns + 1, labels + stride + parts_per_word<Label>(), stride};
 }
 
 struct Phase {
@@ -320,7 +339,7 @@ template <class Memory, class State>
 CAST_HOST_DEVICE inline void lay_out_far(const ParallelPlan& plan, Memory& memory, State* state) {
   using Label = typename State::Label;
   state->joint = memory.template take<uint16_t>(num_places<Label>(plan));
-  state->cell_labels = memory.template take<Label>(num_cell_labels(plan));
+  state->cell_labels = memory.template take<Label>(num_cell_labels<Label>(plan));
   state->dense = memory.template take<uint32_t>(num_dense(plan));
   const int listed = num_listed_cells(plan);
   state->entries = memory.template take<uint32_t>(listed > 0 ? plan.pixels() : 0);

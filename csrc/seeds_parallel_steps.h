@@ -44,10 +44,12 @@ CAST_HOST_DEVICE inline void reset(const Team& team, const ParallelPlan& plan, c
                       : cell_edge(i - cells.columns - 1, plan.rows, plan.height, grid);
     }
   }
-  for (int i = team.rank(); i < num_cell_labels(plan); i += team.size()) state.cell_labels[i] = kOutside<Label>;
-  auto* const words = reinterpret_cast<Word*>(state.labels);
-  const int num_words = static_cast<int>(num_framed_labels<Label>(plan)) / parts_per_word<Label>();
-  for (int i = team.rank(); i < num_words; i += team.size()) words[i] = 0xffffffffu;
+  const auto clear_labels = [&](Label* labels, size_t count) {
+    const int words = static_cast<int>(count) / parts_per_word<Label>();
+    for (int i = team.rank(); i < words; i += team.size()) reinterpret_cast<Word*>(labels)[i] = 0xffffffffu;
+  };
+  clear_labels(state.cell_labels, num_cell_labels<Label>(plan));
+  clear_labels(state.labels, num_framed_labels<Label>(plan));
   const int border_words = static_cast<int>(num_border_words<Label>(plan));
   for (int i = team.rank(); i < border_words; i += team.size()) state.border[i] = 0;
 }

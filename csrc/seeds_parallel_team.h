@@ -44,39 +44,35 @@ CAST_HOST_DEVICE inline void label_image(Team& team, const ParallelPlan& plan, c
   start_labels(team, plan, state);
   team.barrier();
   int grid = 0;
-  int sweep = 0;
-  for (; sweep < plan.num_sweeps && !plan.of_pixels(sweep); ++sweep) {
-    while (grid < plan.sweeps[sweep].kind) {
+  int i = 0;
+  for (; i < plan.num_phases() && !plan.of_pixels(i / kPhases); ++i) {
+    const Phase phase{i / kPhases, i % kPhases};
+    while (grid < plan.sweeps[phase.sweep].kind) {
       refine(team, plan, state, ++grid);
       team.barrier();
       prepare_cells(team, plan, state, grid);
     }
-    for (int number = 0; number < kPhases; ++number) {
-      const Phase phase{sweep, number};
-      find_cells(team, plan, state, phase);
-      team.group().barrier();
-      decide_cells(team, plan, state, phase);
-      team.barrier();
-      move_cells(team, plan, state, phase);
-      team.barrier();
-    }
+    find_cells(team, plan, state, phase);
+    team.group().barrier();
+    decide_cells(team, plan, state, phase);
+    team.barrier();
+    move_cells(team, plan, state, phase);
+    team.barrier();
   }
   spread_labels(team, plan, state, grid);
   team.barrier();
   mark_border(team, plan, state);
   team.barrier();
-  for (; sweep < plan.num_sweeps; ++sweep) {
-    for (int number = 0; number < kPhases; ++number) {
-      const Phase phase{sweep, number};
-      find_pixels(team, plan, state, phase);
-      team.group().barrier();
-      decide_pixels(team, plan, state, phase);
-      team.group().barrier();
-      decide_corners(team, plan, state, phase);
-      team.barrier();
-      move_pixels(team, plan, state, phase);
-      team.barrier();
-    }
+  for (; i < plan.num_phases(); ++i) {
+    const Phase phase{i / kPhases, i % kPhases};
+    find_pixels(team, plan, state, phase);
+    team.group().barrier();
+    decide_pixels(team, plan, state, phase);
+    team.group().barrier();
+    decide_corners(team, plan, state, phase);
+    team.barrier();
+    move_pixels(team, plan, state, phase);
+    team.barrier();
   }
 }
 

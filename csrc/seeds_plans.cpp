@@ -63,6 +63,7 @@ ParallelPlan parallel_plan(const SeedsGrid& grid, const SeedsSchedule& schedule,
     const SeedsSweep& sweep = schedule.sweeps[i];
     plan.sweeps[i] = {static_cast<uint8_t>(sweep.kind), sweep.min_total, sweep.max_total};
   }
+  while (kWindow << plan.window_bits < grid.width) ++plan.window_bits;
   plan.bins = static_cast<int>(colours.bins);
   plan.max_bins = static_cast<uint32_t>(seeds_max_bins(grid.height, grid.width, colours.bins, colours.lab));
   plan.lab = colours.lab;
