@@ -90,7 +90,7 @@ CAST_HOST_DEVICE inline void run_grid_step(const Team& team, const ParallelPlan&
   (void)tables, (void)image, (void)labels, (void)arguments;  // most steps need none of them
   if constexpr (step == GridStep::reset) reset(team, plan, state);
   if constexpr (step == GridStep::quantise) {
-    quantise(team, tables, image, plan.width, plan.height, plan.bins, plan.lab, state.used, state.joint,
+    quantise_fours(team, tables, image, plan.width, plan.height, plan.bins, plan.lab, state.used, state.joint,
              label_stride<typename State::Label>(plan));
   }
   if constexpr (step == GridStep::index_bins) index_bins(team, plan, state);

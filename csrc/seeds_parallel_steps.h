@@ -57,10 +57,22 @@ CAST_HOST_DEVICE inline void reset(const Team& team, const ParallelPlan& plan, c
 // Bins renumbered to those that occur, and empty histograms.
 template <class Team, class State>
 CAST_HOST_DEVICE inline void index_bins(const Team& team, const ParallelPlan& plan, const State& state) {
+  using Bin = typename State::Bin;
   const int stride = label_stride<typename State::Label>(plan);
-  for_each_place(team, plan.height, plan.width, [&](int y, int x) {
-    const int place = y * stride + x;
-    state.bins[place] = static_cast<typename State::Bin>(used_bin_index(state.used, state.joint[place]));
+  for_each_place(team, plan.height, (plan.width + 3) / 4, [&](int y, int four) {
+    const int place = y * stride + 4 * four;
+    const auto* const pairs = reinterpret_cast<const Word*>(state.joint + place);
+    const uint32_t pair[] = {pairs[0], pairs[1]};
+    uint32_t bins[4];
+    CAST_UNROLL
+    for (int i = 0; i < 4; ++i) bins[i] = used_bin_index(state.used, pair[i / 2] >> (16 * (i & 1)) & 0xffff);
+    auto* const to = reinterpret_cast<Word*>(state.bins + place);
+    if (sizeof(Bin) == 1) {
+      to[0] = bins[0] | bins[1] << 8 | bins[2] << 16 | bins[3] << 24;
+    } else {
+      to[0] = bins[0] | bins[1] << 16;
+      to[1] = bins[2] | bins[3] << 16;
+    }
   });
   const size_t counts = static_cast<size_t>(plan.num_labels) * *state.num_bins;
   const size_t words = (counts * sizeof(typename State::Count) + 3) / 4;

@@ -12,7 +12,7 @@ CAST_HOST_DEVICE inline uint32_t start_image(Team& team, const ParallelPlan& pla
                                              const LabTables& tables, const SeedsImage& image) {
   reset(team, plan, state);
   team.barrier();
-  quantise(team, tables, image, plan.width, plan.height, plan.bins, plan.lab, state.used, state.joint,
+  quantise_fours(team, tables, image, plan.width, plan.height, plan.bins, plan.lab, state.used, state.joint,
            label_stride<typename State::Label>(plan));
   team.barrier();
   const uint32_t num_bins = number_bins(team, state.used, plan.bins, state.partial);

@@ -82,8 +82,7 @@ CAST_HOST_DEVICE inline uint32_t start_bins(Team& team, const SequentialPlan& pl
   const int pixels = plan.width * plan.height;
   for (int i = team.rank(); i < words; i += team.size()) state.used.words[i] = 0;
   team.barrier();
-  quantise(team, tables, image, plan.width, plan.height, plan.bins, plan.lab, state.used, state.image.bins,
-           plan.width);
+  quantise(team, tables, image, plan.width, plan.height, plan.bins, plan.lab, state.used, state.image.bins);
   team.barrier();
   const uint32_t num_bins = number_bins(team, state.used, plan.bins, scratch.partial);
   for (int i = team.rank(); i < words; i += team.size()) {

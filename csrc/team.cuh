@@ -49,9 +49,17 @@ class DeviceWarp {
 using WholeWarp = DeviceWarp<32>;
 using Lanes = DeviceWarp<4>;
 
+// threadIdx.x, read anew for every step: what a step derives from it (quotients by a width, say) would else be kept in
+// registers for the next step that does the same, through all phases in between.
+__device__ inline int thread_index() {
+  int index;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return index;
+}
+
 template <int kThreads>
 struct BlockTeam {
-  __device__ int rank() const { return static_cast<int>(threadIdx.x); }
+  __device__ int rank() const { return thread_index(); }
   __device__ static constexpr int size() { return kThreads; }
   __device__ void barrier() const { __syncthreads(); }
   __device__ WholeWarp warp() const { return {rank(), size()}; }
@@ -66,7 +74,7 @@ struct BlockTeam {
 // block.
 template <int kBlocks, int kThreads>
 struct ClusterTeam {
-  __device__ int rank() const { return group_index() * kThreads + static_cast<int>(threadIdx.x); }
+  __device__ int rank() const { return group_index() * kThreads + thread_index(); }
   __device__ static constexpr int size() { return kBlocks * kThreads; }
   __device__ void barrier() const { cooperative_groups::this_cluster().sync(); }
   __device__ WholeWarp warp() const { return {rank(), size()}; }

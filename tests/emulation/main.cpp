@@ -35,8 +35,12 @@ struct Picture {
   std::string name;
   int height, width;
   std::vector<uint8_t> pixels;  // [H, W, 3]
+  bool planar = false;          // [3, H, W]
 
-  ck::SeedsBatch batch() const { return {pixels.data(), 1, height, width, 0, 3 * width, 3, 1}; }
+  ck::SeedsBatch batch() const {
+    if (planar) return {pixels.data(), 1, height, width, 0, width, 1, int64_t{height} * width};
+    return {pixels.data(), 1, height, width, 0, 3 * width, 3, 1};
+  }
 };
 
 Picture picture(const std::string& name, int height, int width) {
@@ -260,6 +264,11 @@ void parallel_alone() {
   for (const char* const name : kPictures) {
     for (const Request& request : requests) run_parallel(picture(name, 67, 82), request, {1});
     run_parallel(picture(name, 41, 97), requests[0], {1});
+  }
+  for (const int width : {80, 81, 82, 83}) {
+    Picture planes = picture("photo", 64, width);
+    planes.planar = true;  // its bytes in other places: another image
+    for (const Picture& image : {planes, picture("photo", 64, width)}) run_parallel(image, requests[1], {1});
   }
   run_parallel(picture("photo", 120, 150), {10, "best", {3, true}, 1}, {1});      // dense cells
   run_parallel(picture("noise", 120, 120), {10, "fast", {40, false}, 1}, {1});    // thousands of bins
