@@ -123,8 +123,8 @@ CAST_HOST_DEVICE inline void list_bins_by_warps(const Team& team, const Parallel
 
 template <class Team, class State>
 CAST_HOST_DEVICE inline void list_bins(const Team& team, const ParallelPlan& plan, const State& state, int grid) {
-  // As many as registers hold
-  constexpr int kPackedCell = sizeof(typename State::Bin) == 1 ? 64 : 32;
+  // The block driver, whose labels have 8 bits, has half of the registers: for 32 words of bins they are too few.
+  constexpr int kPackedCell = sizeof(typename State::Label) < sizeof(typename State::Bin) ? 32 : 64;
   if (plan.max_size[grid] <= kThreadCell) {
     list_bins_by_threads<kThreadCell>(team, plan, state, grid);
   } else if (plan.max_size[grid] <= kPackedCell) {
