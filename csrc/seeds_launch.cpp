@@ -55,7 +55,8 @@ bool fit_cluster(const ParallelPlan& plan, const DeviceLimits& limits, ParallelL
   Arena far(nullptr, &launch->far);
   lay_out_cluster_far(plan, launch->list_words, 0, far, &state);
   launch->slot_bytes = far.used();
-  return limits.clusters && launch->shared_bytes <= limits.block_memory;
+  // One such block fits a multiprocessor; parts of a GPU may have fewer.
+  return limits.clusters && limits.multiprocessors >= kClusterBlocks && launch->shared_bytes <= limits.block_memory;
 }
 
 template <class Count>
@@ -77,7 +78,7 @@ ParallelLaunch parallel_launch(const ParallelPlan& plan, const SeedsSchedule& sc
   const bool wide = schedule.most_pixels > 65535;
   cluster.wide_counts = grid.wide_counts = wide;
   const auto fit = wide ? fit_cluster<uint32_t> : fit_cluster<uint16_t>;
-  const int clusters = fit(plan, limits, &cluster) ? std::max(limits.multiprocessors / kClusterBlocks, 1) : 0;
+  const int clusters = fit(plan, limits, &cluster) ? limits.multiprocessors / kClusterBlocks : 0;
   wide ? fit_grid<uint32_t>(plan, &grid) : fit_grid<uint16_t>(plan, &grid);
   if (driver == SeedsDriver::automatic) {
     // A few images are done sooner by several multiprocessors each.

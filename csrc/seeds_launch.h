@@ -35,7 +35,7 @@ struct ParallelLaunch {
   Layout near, far;     // of a block's shared memory, and of a piece of the workspace
 };
 
-constexpr int kClusterBlocks = 8;  // what every device with clusters offers
+constexpr int kClusterBlocks = 8;  // what every whole device with clusters offers
 
 // Throws std::invalid_argument where the driver asked for cannot run that.
 ParallelLaunch parallel_launch(const ParallelPlan& plan, const SeedsSchedule& schedule, int64_t batch,

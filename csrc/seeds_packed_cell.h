@@ -31,14 +31,18 @@ class PackedCell {
     const Bin* row = pixels.corner;
     int x = 0;
     CAST_UNROLL
-    for (int i = 0; i < kPixels; ++i) {
-      if (i >= pixels.count) break;
-      const int word = i / kPerWord;
-      words_[word] |= static_cast<uint32_t>(row[x]) << (kBits * (i % kPerWord));
-      pixels_[word / kBits] |= 1u << (kBits * (i % kPerWord + 1) - 1 - word % kBits);
-      if (++x == pixels.width) {
-        x = 0;
-        row += pixels.stride;
+    for (int word = 0; word < kWords; ++word) {
+      if (word * kPerWord >= pixels.count) break;
+      // No exit here, so that loads do not wait for each other: beyond the end the last pixel again.
+      CAST_UNROLL
+      for (int part = 0; part < kPerWord; ++part) {
+        const int i = word * kPerWord + part;
+        words_[word] |= static_cast<uint32_t>(row[x]) << (kBits * part);
+        if (i < pixels.count) pixels_[word / kBits] |= 1u << (kBits * (part + 1) - 1 - word % kBits);
+        if (i + 1 < pixels.count && ++x == pixels.width) {
+          x = 0;
+          row += pixels.stride;
+        }
       }
     }
   }

@@ -8,11 +8,12 @@
 
 namespace cast_kernels {
 
+// Whether or not it is set: to look first would take longer.
 CAST_HOST_DEVICE inline void set_border(uint32_t* border, int place) {
-  uint32_t* const word = border + (place >> 5);
-  const uint32_t bit = 1u << (place & 31);
-  if ((read_shared_word(word) & bit) == 0) atomic_or(word, bit);
+  atomic_or(border + (place >> 5), 1u << (place & 31));
 }
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 CAST_HOST_DEVICE inline void clear_border(uint32_t* border, int place) {
   atomic_and(border + (place >> 5), ~(1u << (place & 31)));
@@ -71,7 +72,7 @@ CAST_HOST_DEVICE inline void find_pixels(const Team& team, const ParallelPlan& p
   for (int label = group.rank(); label < plan.num_labels; label += group.size()) {
     const uint32_t total = state.totals[label];
     const float weight = inverse_square(total);
-    state.stay[label] = total <= sweep.min_total ? std::numeric_limits<float>::infinity() : weight;
+    state.stay[label] = total <= sweep.min_total ? kInfinity : weight;
     state.enter[label] = total > sweep.max_total ? 0.0f : weight;
   }
 
@@ -218,17 +219,20 @@ CAST_HOST_DEVICE inline void move_pixels(const Team& team, const ParallelPlan& p
     const uint32_t move = list_of(state, kMoveList).get(i);
     const int site = place_of(move);
     const uint32_t from = labels[site];
-    const uint32_t to = labels[site + direction_offset(static_cast<int>(code_of(move)), stride)];  // of another colour
     const uint32_t bin = state.bins[site];
+    const uint32_t to = labels[site + direction_offset(static_cast<int>(code_of(move)), stride)];
+    uint32_t neighbours[4];  // of other colours: none of them moves in this phase
+    CAST_UNROLL
+    for (int d = 0; d < 4; ++d) neighbours[d] = labels[site + direction_offset(d, stride)];
     add_count(state.histogram + (from * num_bins + bin), -1);
     add_count(state.histogram + (to * num_bins + bin), 1);
     atomic_add(state.totals + from, 0u - 1);
     atomic_add(state.totals + to, 1);
     labels[site] = static_cast<Label>(to);
+    CAST_UNROLL
     for (int d = 0; d < 4; ++d) {
-      const int neighbour = site + direction_offset(d, stride);
-      const uint32_t label = labels[neighbour];
-      if (label != to && label != kOutside<Label>) set_border(state.border, neighbour);
+      if (neighbours[d] == to || neighbours[d] == kOutside<Label>) continue;
+      set_border(state.border, site + direction_offset(d, stride));
     }
   }
 }

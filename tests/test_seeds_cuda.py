@@ -69,6 +69,7 @@ def launch(height, width, request, batch, limits, driver="automatic", bins=15, l
         ((13, 13), 1, 1000, RTX3090, "block"),
         ((512, 512), 1024, 64, RTX5090, "cluster"),
         ((4096, 4096), 16384, 64, H200, "cluster"),
+        ((224, 224), 196, 1, H200 | {"multiprocessors": 6}, "block"),  # a slice that holds no cluster
         ((4096, 4096), 16384, 64, RTX5090, "grid"),  # the sizes of its superpixels do not fit a block
     ],
 )

@@ -283,6 +283,7 @@ void parallel_teams(const std::vector<int>& teams) {
   }
   run_parallel(picture("photo", 25, 28), {10, "fast", {15, true}, 1}, teams);          // blocks of 49 pixels
   run_parallel(picture("gradient", 60, 90), {10, "fast", {2, false}, 1}, {teams[0]});  // dense cells
+  run_parallel(picture("noise", 58, 63), {10, "fast", {15, false}, 1}, teams);  // of 156: whole warps list their bins
 }
 
 void sequential_alone() {
