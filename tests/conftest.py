@@ -1,5 +1,6 @@
 """Fixtures for all tests: devices, poisoned memory, and where the shared figures and photos lie."""
 
+import importlib.util
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,17 @@ from cast_kernels import _ext
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before any kernel module is imported: kernels then run on CPU tensors
+
+    def patch_language_once_a_launch():
+        """Triton's interpreter does it anew at each call of a function by a kernel, which took a third of its time."""
+        import triton.language as tl
+        from triton.runtime import interpreter
+
+        patch, whole = interpreter._patch_lang, SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
+        interpreter._patch_lang = lambda fn: patch(whole) if tl.core.is_builtin(tl.load) else None
+
+    if importlib.util.find_spec("triton"):
+        patch_language_once_a_launch()
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

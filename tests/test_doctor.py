@@ -1,6 +1,6 @@
-import subprocess
 import sys
 
+import processes
 import pytest
 import torch
 
@@ -39,8 +39,8 @@ def test_all_ops_are_right_here(capsys):
     assert "all" in text.splitlines()[-1]
 
 
-def test_it_is_a_module_too():
-    run = subprocess.run([sys.executable, "-m", "cast_kernels", "doctor"], capture_output=True, text=True, check=False)
+def test_it_is_a_module_too(tmp_path):
+    run = processes.run(processes.module, "cast_kernels", "doctor", folder=tmp_path)
     assert run.returncode == 0, run.stdout + run.stderr
 
 

@@ -1,10 +1,9 @@
 """What docs/graph_pool.md and examples/ show, runs."""
 
-import os
 import re
-import subprocess
-import sys
+import runpy
 
+import processes
 import torch
 from conftest import ROOT
 from gpu_checks import assert_graph_replays, assert_no_synchronisation, needs_gpu
@@ -41,9 +40,9 @@ def test_page_shows_the_example_as_it_is():
     assert len([line for line in body.splitlines() if line.strip()]) <= 12
 
 
-def test_example_prints_the_shapes_it_says():
-    command, env = [sys.executable, EXAMPLE], os.environ | {"PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+def test_example_prints_the_shapes_it_says(tmp_path):
+    result = processes.run(runpy.run_path, str(EXAMPLE), None, "__main__", folder=tmp_path)
+    assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == re.search(r"# (\(.*)$", EXAMPLE.read_text(), re.MULTILINE)[1]
 
 

@@ -2,9 +2,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 from PIL import Image
@@ -298,17 +300,16 @@ def test_interrupted_replacement_keeps_the_old_results(tmp_path, photo, monkeypa
 def test_signals_to_a_real_process(tmp_path, photo, scene, number, code):
     for n in range(40):
         Image.fromarray(scene).save(photo.with_name(f"n{n}.png"))
-    command = [sys.executable, "-m", "cast", "segment", str(photo.parent), "--out", str(tmp_path / "out"), *QUICK]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    finished = process.stdout.readline().strip()
-    process.send_signal(number)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == code, err
-    assert "stopped" in err
-    assert "Traceback" not in err
-    assert Path(finished).is_file()
+    arguments = ("cast", "segment", photo.parent, "--out", tmp_path / "out", *QUICK)
+    process = processes.start(processes.module, *arguments, folder=tmp_path)
+    while process.is_alive() and "\n" not in (tmp_path / "stdout").read_text():
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    run = processes.finish(process, tmp_path)
+    assert run.returncode == code, run.stderr
+    assert "stopped" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert Path(run.stdout.splitlines()[0]).is_file()
     assert not [name for name in left_in(tmp_path / "out") if name.startswith(".")]
 
 

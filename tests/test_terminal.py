@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 
+import processes
 import pytest
 from PIL import Image
 from segment_helpers import FILES, QUICK, left_in, make_scene, segment
@@ -45,17 +46,25 @@ def test_an_empty_name_is_an_error(tmp_path, monkeypatch, capsys, photo):
     assert left_in(tmp_path) == ["disc.png"]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.skipif(os.name != "posix", reason="processes as POSIX has them")
+@pytest.mark.parametrize("closed", [("stdout",), ("stderr",), processes.STREAMS])
 def test_closed_streams(tmp_path, closed):
     Image.fromarray(make_scene()).save(tmp_path / "disc.png")
-    command = [sys.executable, "-m", "cast", "segment", tmp_path / "disc.png", "--out", tmp_path / "out", *QUICK]
-    run = subprocess.run(
-        ["sh", "-c", f'"$@" {closed}', "sh", *map(str, command)], capture_output=True, text=True, check=False
-    )
+    arguments = ("cast", "segment", tmp_path / "disc.png", "--out", tmp_path / "out", *QUICK)
+    run = processes.run(processes.module, *arguments, folder=tmp_path, closed=closed)
     assert run.returncode == 0, run.stderr
     assert set(left_in(tmp_path / "out/disc")) == FILES
     assert "Traceback" not in run.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+def test_closed_streams_from_the_start(tmp_path):
+    """Also while Python and torch start."""
+    Image.fromarray(make_scene()).save(tmp_path / "disc.png")
+    command = [sys.executable, "-m", "cast", "segment", tmp_path / "disc.png", "--out", tmp_path / "out", *QUICK]
+    run = subprocess.run(["sh", "-c", '"$@" <&- >&- 2>&-', "sh", *map(str, command)], check=False)
+    assert run.returncode == 0
+    assert set(left_in(tmp_path / "out/disc")) == FILES
 
 
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
@@ -68,7 +77,7 @@ code = main(["segment", {str(tmp_path / "absent")!r}, "--out", {str(tmp_path / "
 os.write(1, b"fd 1 is still that of the process")
 sys.exit(code)
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    run = processes.run(exec, code, {}, folder=tmp_path)
     assert run.returncode == 1, run.stderr
     assert run.stdout == "fd 1 is still that of the process"
     assert ("no such file" in run.stderr) == (name == "stdout")

@@ -1,9 +1,7 @@
 import dataclasses
-import os
-import subprocess
-import sys
 import warnings
 
+import processes
 import pytest
 import timm
 import torch
@@ -135,22 +133,26 @@ def test_refuses_to_replace_a_model_of_others(monkeypatch):
 @pytest.mark.parametrize("broken", ["raise RuntimeError('operator torchvision::nms does not exist')", None])
 def test_says_why_timm_does_not_import(tmp_path, broken):
     """A torchvision built for another torch raises RuntimeError from inside ``import timm``."""
-    code = "import cast, torch; calls = [cast.register_timm, lambda: cast.patch_timm(torch.nn.Linear(1, 1), {0: 4})]"
+    code = """
+import sys
+assert "timm" not in sys.modules
+import cast, torch
+"""
     if broken is None:
-        code += "; import sys; sys.modules['timm'] = None"
+        code += "sys.modules['timm'] = None"
     else:
         (tmp_path / "timm.py").write_text(broken)
+        code += f"sys.path.insert(0, {str(tmp_path)!r})"
     code += """
-for call in calls:
+for call in (cast.register_timm, lambda: cast.patch_timm(torch.nn.Linear(1, 1), {0: 4})):
     try:
         call()
     except ImportError as error:
         print(error)
 """
-    path = os.pathsep.join([str(tmp_path), os.getcwd()])
-    shown = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
+    run = processes.run(exec, code, {}, folder=tmp_path)
+    assert run.returncode == 0, run.stderr
+    shown = run.stdout.splitlines()
     assert len(shown) == 2
     for line in shown:
         assert "cast-kernels[timm]" in line

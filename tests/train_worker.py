@@ -1,7 +1,6 @@
 """What tests of the training loop share: a toy task, its data, and processes to train it in, which may be killed."""
 
 import copy
-import multiprocessing
 import os
 import signal
 import socket
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import CONTEXT
 from torch import nn
 
 import cast.train.checkpoints
@@ -22,9 +22,6 @@ from cast.train.logs import TIMES, RunLog, read_log
 from cast.train.loop import run
 from cast.train.task import Task
 
-multiprocessing.set_forkserver_preload(
-    ["torch._dynamo", "torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict", "cast.train.loop"]
-)
 STEPS_PER_EPOCH = 4
 CLASSES = 3
 DEFAULTS = {
@@ -179,13 +176,12 @@ def assert_equal(found, expected, tolerance=0.0):
             assert found[name] == (pytest.approx(x, rel=1e-4) if tolerance and isinstance(x, float) else x), name
 
 
-# Processes. They are forked from a server that has imported torch already.
+# Processes
 def start(function, *arguments, world=1):
-    context = multiprocessing.get_context("forkserver")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    jobs = [context.Process(target=_enter, args=(function, arguments, r, world, port)) for r in range(world)]
+    jobs = [CONTEXT.Process(target=_enter, args=(function, arguments, r, world, port)) for r in range(world)]
     for job in jobs:
         job.start()
     return jobs
