@@ -1,8 +1,7 @@
 """The recorded figures of the published model, with its own checker: nothing may fail and nothing may be skipped."""
 
+import importlib.util
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -27,29 +26,42 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    """One run of the checker over everything, {group: [(what, ok, detail)]}."""
+def run_checker(tmp_path_factory):
+    """`run_checker(adapter, variants, functions, dtype)` -> {group: [(what, ok, detail)]}."""
+    spec = importlib.util.spec_from_file_location("check_oracle", FIXTURES / "check_oracle.py")
+    checker = importlib.util.module_from_spec(spec)
+
+    def run(adapter, variants, functions, dtype):
+        report = tmp_path_factory.mktemp("figures") / "rows.json"
+        arguments = ["--adapter", str(ROOT / f"tests/{adapter}.py"), "--variants", *variants]
+        checker.main([*arguments, "--functions", *functions, "--dtype", dtype, "--json", str(report)])
+        groups = {}
+        for row in json.loads(report.read_text()):
+            groups.setdefault(row["group"], []).append((row["what"], row["ok"], row["detail"]))
+        return groups
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path])
+        patch.setattr(sys, "dont_write_bytecode", True)  # beside the figures
+        spec.loader.exec_module(checker)
+        made = {}
+
+        def once(tag, shape, rnd=checker.C.rnd):
+            """A network's numbers, which follow from their names, for its other precision too."""
+            key = (tag, tuple(shape))
+            if key not in made:
+                made[key] = rnd(tag, shape)
+            return made[key].clone()
+
+        patch.setattr(checker.C, "rnd", once)
+        yield run
+
+
+@pytest.fixture(scope="module")
+def rows(run_checker):
+    """One run of the checker over everything."""
     pytest.importorskip("cv2", reason="the checker compares superpixels with OpenCV's version at hand")
-    return run_checker(tmp_path_factory, "reference_adapter", VARIANTS, FUNCTIONS, "both")
-
-
-def run_checker(tmp_path_factory, adapter, variants, functions, dtype):
-    report = tmp_path_factory.mktemp("figures") / "rows.json"
-    command = [sys.executable, str(FIXTURES / "check_oracle.py"), "--adapter", str(ROOT / f"tests/{adapter}.py")]
-    command += ["--variants", *variants, "--functions", *functions, "--dtype", dtype, "--json", str(report)]
-    path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
-    run = subprocess.run(
-        command,
-        env={**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert report.exists(), run.stdout + run.stderr
-    groups = {}
-    for row in json.loads(report.read_text()):
-        groups.setdefault(row["group"], []).append((row["what"], row["ok"], row["detail"]))
-    return groups
+    return run_checker("reference_adapter", VARIANTS, FUNCTIONS, "both")
 
 
 # How many comparisons each group holds: a checker that compares less has not checked.
@@ -92,10 +104,10 @@ def test_the_checker_ran_all_groups_and_no_other(rows):
     assert set(rows) == set(COUNTS) | {f"{variant} [float32]" for variant in VARIANTS}
 
 
-def test_models_find_the_published_number_of_superpixels(tmp_path_factory):
+def test_models_find_the_published_number_of_superpixels(run_checker):
     """With ``compat="published"`` and more superpixels than labels: every figure, gradients and statistics included."""
     tiny = [variant for variant in VARIANTS if variant != "cast_small"]
-    groups = run_checker(tmp_path_factory, "compat_adapter", tiny, ["hierarchy"], "float64")
+    groups = run_checker("compat_adapter", tiny, ["hierarchy"], "float64")
     for variant in tiny:
         group = groups[f"{variant} [float64]"]
         assert not [(what, detail) for what, ok, detail in group if ok is not True], variant
