@@ -30,6 +30,18 @@ KERNEL_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where kernels 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]  # grows with the machine instead of skipping
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Random numbers that a test draws without a generator are the same in every run; before fixtures of any scope."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    """And the same whether or not the test is the one for which those fixtures were set up."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(params=DEVICES)
 def device(request):
     return request.param

@@ -11,11 +11,6 @@ from cast import create_model
 from cast.capture import CapturedModel
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def vit():
     return create_model("vit_conv_small", embed_dim=48, num_heads=4, depth=1, img_size=64, num_classes=5).eval()

@@ -17,11 +17,6 @@ DENSE = [name for name in VARIANTS if name != "vit"]
 FULL = [name for name in DENSE if name != "pretrain"]  # tokens from all pixels
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 def expected_shape(name, count, height, width):
     """Of the output for a batch of 2."""
     tables = {"pretrain": (5,), "segmentation": (count, 5), "retrieval": (count, 8), "encoder": (1 + count, 48)}

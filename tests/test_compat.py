@@ -18,11 +18,6 @@ SEGMENTED = [name for name in VARIANTS if name != "vit"]
 COUNT = 40  # superpixels asked for; fewer are there
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 def make_pair(name):
     """The same model as published and by default, in float64."""
     torch.manual_seed(0)

@@ -21,11 +21,6 @@ FROZEN = {  # what the published training leaves alone
 }
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 def small(name, **overrides):
     """The model with an eighth of its width (small 48, base 96), few blocks and images of 64 x 64."""
     config = CONFIGS[name]

@@ -18,11 +18,6 @@ from cast_kernels import farthest_point_sample, onnx_translations, references
 SMALL = {"embed_dim": 48, "num_heads": 4, "num_classes": 5}
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 @pytest.fixture(scope="module")
 def demo_photo():
     """The photo that the package ships, uint8 [1, 3, 224, 224]."""

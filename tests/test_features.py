@@ -15,11 +15,6 @@ from cast.models.extractor import FeatureExtractor
 CONFIGS = {"cast": SMALL} | {name: VARIANTS[name] for name in ("pretrain", "segmentation", "segmenter", "vit")}
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 @pytest.fixture(params=CONFIGS)
 def any_model(request):
     return build_model(CONFIGS[request.param]).eval()

@@ -27,11 +27,6 @@ MODELS = {
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 @pytest.fixture(params=MODELS)
 def model(request):
     """With statistics far from those of fresh batch norms, so that each term of the folding counts."""

@@ -9,11 +9,6 @@ from cast.layers import GraphPool
 from cast.layers.graph_pool import MAX_KAPPA
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 def make_pool(dim=24, num_clusters=5, num_heads=12, **options):
     pool = GraphPool(dim, num_clusters, num_heads, **options).double().eval()
     for p in pool.parameters():

@@ -1,15 +1,9 @@
 """How fresh weights of the two families are drawn: bounds, deviations, zeros."""
 
 import pytest
-import torch
 from torch import nn
 
 from cast import create_model
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
 
 
 def uniform_within(weight, bound):

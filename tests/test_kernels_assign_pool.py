@@ -279,13 +279,14 @@ def test_gradients_of_the_scale_of_a_loss_in_float16():
 
 @pytest.mark.parametrize("dtype", HALVES)
 def test_backward_with_columns_shared_out(dtype, monkeypatch, poison):
+    """Sums in another order: each of the two may be one rounding from what is exact."""
     u, centroids, z = inputs(2, 40, 9, 72, 168, dtype)
-    grads = [torch.randn(2, 40, 9).to(u), torch.randn(2, 9, 168).to(u)]
+    grads = output_grads(2, 40, 9, 72, 168, dtype)
     alone = assign_pool_backward.backward(u, centroids, z, 5.0, *grads)
     monkeypatch.setattr(assign_pool_backward, "processors", lambda device: 3)
     shared = assign_pool_backward.backward(u, centroids, z, 5.0, *grads)
     for a, b in zip(alone, shared, strict=True):
-        torch.testing.assert_close(a, b)
+        torch.testing.assert_close(a, b, rtol=2 * torch.finfo(dtype).eps, atol=1e-5)
 
 
 @pytest.mark.parametrize("which", [0, 1])

@@ -24,11 +24,6 @@ from cast.layers import (
 )
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize(("tokens", "dim", "heads"), [(1, 8, 1), (7, 12, 12), (13, 30, 3)])
 def test_attention_is_softmax_of_scaled_products(tokens, dim, heads):
     layer = Attention(dim, heads).double()

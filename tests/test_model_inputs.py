@@ -12,11 +12,6 @@ from cast.models import inputs
 from cast_kernels import seeds, seeds_count
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 def test_uint8_is_normalised_inside():
     model = make_model(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
     image, labels = photo(2, 64, 64), grid_labels(2, 64, 64)

@@ -13,12 +13,6 @@ from cast import Cast
 from cast.layers import resize_pos_embed
 from cast_kernels import seeds_count
 
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 # --- forward
 
 

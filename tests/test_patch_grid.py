@@ -6,11 +6,6 @@ from cast import Hierarchy, SuperpixelConfig, patch_timm
 from cast_kernels import seeds, seeds_count
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def seen_by_first_block(vit, *args, **kwargs):
     seen = []
     handle = vit.blocks[0].register_forward_pre_hook(

@@ -8,11 +8,6 @@ from cast import patch_timm, unpatch_timm
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @every_family
 @torch.no_grad()

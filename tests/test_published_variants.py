@@ -28,11 +28,6 @@ NARROW = {**WIDTH, "depths": DEPTHS, "num_clusters": CLUSTERS}
 COUNT = 40
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 def make_model(name, **overrides):
     """A float64 model with published weights in which every part shows, and those weights."""
     model = create_model(name, **(WIDTH if name.startswith("vit") else NARROW) | overrides).eval()

@@ -17,11 +17,6 @@ from cast_kernels.references import REFERENCES
 OUTSIDE_MODELS = {"seeds", "seeds_parallel", "seeds_sequential", "labels_to_edges", "superpixel_summary"}
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 def run_all():
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2, 9, 6, generator=generator)

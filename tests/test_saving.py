@@ -17,11 +17,6 @@ from cast import Cast
 from cast.models import saving
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def saved(tmp_path):
     model = make_model(kappa=4.0, mean=(0.1, 0.2, 0.3))

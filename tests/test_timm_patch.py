@@ -13,11 +13,6 @@ import cast
 from cast import patch_timm, unpatch_timm
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def test_names_of_parameters_stay_and_pools_are_added():
     vit = make_vit()
     names = set(vit.state_dict())

@@ -8,11 +8,6 @@ from cast.layers import sincos_2d
 from cast.models import ViT
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (32, 96), (16, 16)])
 def test_shapes_at_any_size(height, width):
     model = make_variant("vit")
