@@ -10,6 +10,8 @@ import torch
 
 from cast_kernels import _ext
 
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else a pool of processes, each of which imports torch
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before any kernel module is imported: kernels then run on CPU tensors
 
