@@ -1,4 +1,4 @@
-// Marks functions that run on the CPU and on the GPU alike, loops that the GPU's code must not have as loops, and others
+// Marks functions that run on the CPU and on the GPU alike, loops that the GPU's code must not have as loops, and some
 // that it should: unrolled they would take registers that are short.
 #pragma once
 

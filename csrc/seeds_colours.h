@@ -55,9 +55,9 @@ CAST_HOST_DEVICE inline FourColours load_four(const SeedsImage& image, const uin
   const auto is_aligned = [](const uint8_t* at) { return (reinterpret_cast<uintptr_t>(at) & 3) == 0; };
   const auto word = [](const uint8_t* at) { return *reinterpret_cast<const Word*>(at); };
   if (left >= 4 && image.channel_stride == 1 && image.column_stride == 3 && is_aligned(pixel)) {
-    const uint32_t first = word(pixel);  // r g b r
+    const uint32_t first = word(pixel);       // r g b r
     const uint32_t second = word(pixel + 4);  // g b r g
-    const uint32_t third = word(pixel + 8);  // b r g b
+    const uint32_t third = word(pixel + 8);   // b r g b
     return {{permute_bytes(permute_bytes(first, second, 0x0630), third, 0x5210),
              permute_bytes(permute_bytes(first, second, 0x0741), third, 0x6210),
              permute_bytes(permute_bytes(first, second, 0x0052), third, 0x7410)}};

@@ -28,9 +28,9 @@ struct ParallelLaunch {
   int slots;  // images at a time, each with a piece of the workspace
   size_t slot_bytes;
   size_t shared_bytes;
-  bool near_bins;      // block: bins in shared memory, too
-  uint32_t near_used;  // block: up to so many used bins the histogram is there
-  bool wide_counts;    // 32 bits
+  bool near_bins;       // block: bins in shared memory, too
+  uint32_t near_used;   // block: up to so many used bins the histogram is there
+  bool wide_counts;     // 32 bits
   uint32_t list_words;  // of each list of a group
   Layout near, far;     // of a block's shared memory, and of a piece of the workspace
 };

@@ -28,7 +28,8 @@ void launch_block(const SeedsBatch& images, const SeedsOutput& output, const Par
   // The device's limit, not this launch's need: another thread could lower that before the launch.
   const auto most = static_cast<int>(device_limits().block_memory);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), "seeds");
-  kernel<<<static_cast<unsigned>(images.batch), kBlockThreads, launch.shared_bytes, stream>>>(plan, images, output, launch, workspace);
+  const auto blocks = static_cast<unsigned>(images.batch);
+  kernel<<<blocks, kBlockThreads, launch.shared_bytes, stream>>>(plan, images, output, launch, workspace);
   check_launch("seeds");
 }
 

@@ -144,7 +144,9 @@ CAST_HOST_DEVICE inline void visit_bins(const Lanes& lanes, const ParallelPlan& 
     const uint32_t* const entries = entries_of(plan, state, cells, column, row);
     const uint32_t length = state.num_entries[cell];
     CAST_KEEP_LOOP
-    for (uint32_t i = lanes.rank(); i < length; i += lanes.size()) visit(entry_bin(entries[i]), entry_count(entries[i]));
+    for (uint32_t i = lanes.rank(); i < length; i += lanes.size()) {
+      visit(entry_bin(entries[i]), entry_count(entries[i]));
+    }
   } else if constexpr (std::is_same_v<Lanes, OneThread>) {
     PackedCell<typename State::Bin, kSmallCell>(pixels_of(plan, state, cells, column, row)).visit(visit);
   } else {

@@ -8,18 +8,18 @@
 
 namespace cast_kernels {
 
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
 // Whether or not it is set: to look first would take longer.
 CAST_HOST_DEVICE inline void set_border(uint32_t* border, int place) {
   atomic_or(border + (place >> 5), 1u << (place & 31));
 }
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
 CAST_HOST_DEVICE inline void clear_border(uint32_t* border, int place) {
   atomic_and(border + (place >> 5), ~(1u << (place & 31)));
 }
 
-// Bit i is set where pixel i of a word of labels lies beside another label. What lies outside the image counts as alike.
+// Bit i is set where pixel i of a word of labels lies beside another label. What is outside the image counts as alike.
 template <class Label>
 CAST_HOST_DEVICE inline uint32_t border_bits(const ParallelPlan& plan, const Word* at, int stride, int x, int y) {
   constexpr int kLabels = parts_per_word<Label>();
@@ -112,8 +112,8 @@ CAST_HOST_DEVICE inline void find_pixels(const Team& team, const ParallelPlan& p
 constexpr uint32_t kAtCorner = kStays + 1;  // codes of no move: to be decided by decide_corners,
 constexpr uint32_t kInside = kStays + 2;    // and beside no other superpixel
 
-// decide_pixel of seeds_phases.h: a direction, or a code. Most pixels touch one other superpixel alone and need no loop;
-// without kLoop, the rest is only told apart.
+// decide_pixel of seeds_phases.h: a direction, or a code. Most pixels touch one other superpixel alone and need no
+// loop; without kLoop, the rest is only told apart.
 template <bool kWide, bool kLoop, class State>
 CAST_HOST_DEVICE inline uint32_t decide_site(const State& state, const typename State::Label* labels, int stride,
                                              uint32_t num_bins, int site) {
@@ -177,6 +177,7 @@ CAST_HOST_DEVICE inline void decide_list(const Team& team, const ParallelPlan& p
       to = decide_site<kWide, kLoop>(state, labels, stride, num_bins, static_cast<int>(site));
       if (to == kInside) clear_border(state.border, static_cast<int>(site));
     }
+    static_assert(kMoveList == kCornerList + 1);
     const Append<2> append(warp, length_of(state, phase, kCornerList), {to == kAtCorner, to < kStays});
     if (!kLoop && to == kAtCorner) corners.set(append.place(0), site);
     if (to < kStays) moves.set(append.place(1), with_code(site, to));

@@ -304,8 +304,8 @@ class Replay {
   int arrays_ = 0;
 };
 
-// The small arrays of a group, near wherever there is shared memory. Those of fixed size come first: where the memory is
-// at a fixed address, so are they, and no register holds it. 8-bit labels have arrays of fixed size, too.
+// The small arrays of a group, near wherever there is shared memory. Those of fixed size come first: where the memory
+// is at a fixed address, so are they, and no register holds it. 8-bit labels have arrays of fixed size, too.
 template <class Memory, class State>
 CAST_HOST_DEVICE inline void lay_out_group(const ParallelPlan& plan, Memory& memory, State* state) {
   state->factors = memory.template take<float>(512);

@@ -37,7 +37,9 @@ class DeviceWarp {
 
  private:
   static constexpr uint32_t kAll = 0xffffffffu;
-  __device__ static uint32_t mask() { return kSize == 32 ? kAll : (kAll >> (32 - kSize)) << (threadIdx.x & (32 - kSize)); }
+  __device__ static uint32_t mask() {
+    return kSize == 32 ? kAll : (kAll >> (32 - kSize)) << (threadIdx.x & (32 - kSize));
+  }
   // Of these only whole warps have need.
   __device__ static constexpr uint32_t whole() {
     static_assert(kSize == 32);

@@ -4,10 +4,10 @@
 // rank() and size(), index() and count() within the team, sync() for its threads, and ballot(bool), whose bit i is
 // thread i's argument, match(word), the ballot of the threads with the same word, take(word, i), thread i's word,
 // sum(value) over the warp, and sum_before(word), over the threads of lower rank; its threads call these together.
-// lanes() is a small warp, of which a team has more. Sizes are whatever the driver likes; a warp has at most 32 threads.
-// A team consists of groups() groups, each a Team of its own with a cheaper barrier: group() is that of the calling
-// thread, the group_index()-th. What one thread writes, others read after the next barrier() or sync(); in between they
-// may only add.
+// lanes() is a small warp, of which a team has more. Sizes are whatever the driver likes; a warp has at most 32
+// threads. A team consists of groups() groups, each a Team of its own with a cheaper barrier: group() is that of the
+// calling thread, the group_index()-th. What one thread writes, others read after the next barrier() or sync(); in
+// between they may only add.
 #pragma once
 
 #include <cstdint>
