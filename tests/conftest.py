@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -78,6 +79,17 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def heeded():
+    """Signals as they are by default: under ``nohup`` SIGHUP is ignored, in the background SIGINT, and stays so."""
+    default = dict.fromkeys([signal.SIGTERM, signal.SIGHUP], signal.SIG_DFL)
+    default[signal.SIGINT] = signal.default_int_handler
+    before = {number: signal.signal(number, handler) for number, handler in default.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -146,16 +146,6 @@ def test_what_cannot_be_removed_of_the_old_results_is_no_error(tmp_path, photo, 
     assert "error" not in capsys.readouterr().err
 
 
-@pytest.fixture
-def heeded():
-    """Signals as they are by default: under ``nohup`` SIGHUP is ignored, and then stays so."""
-    default = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
-    before = {number: signal.signal(number, handler) for number, handler in default.items()}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 @pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])

@@ -248,6 +248,7 @@ def test_a_signal_ends_the_run_between_two_steps(tmp_path, capsys, uninterrupted
     assert log_of(tmp_path) == log_of(uninterrupted)
 
 
+@pytest.mark.usefixtures("heeded")
 def test_a_signal_while_figures_are_taken(tmp_path, monkeypatch, uninterrupted):
     evaluate = ToyTask.evaluate
 
