@@ -91,7 +91,7 @@ CAST_HOST_DEVICE inline void run_grid_step(const Team& team, const ParallelPlan&
   if constexpr (step == GridStep::reset) reset(team, plan, state);
   if constexpr (step == GridStep::quantise) {
     quantise_fours(team, tables, image, plan.width, plan.height, plan.bins, plan.lab, state.used, state.joint,
-             label_stride<typename State::Label>(plan));
+                   label_stride<typename State::Label>(plan));
   }
   if constexpr (step == GridStep::index_bins) index_bins(team, plan, state);
   if constexpr (step == GridStep::clear_dense) clear_dense(team, plan, state, arguments.grid);
@@ -105,8 +105,8 @@ CAST_HOST_DEVICE inline void run_grid_step(const Team& team, const ParallelPlan&
   if constexpr (step == GridStep::spread_labels) spread_labels(team, plan, state, arguments.grid);
   if constexpr (step == GridStep::mark_border) mark_border(team, plan, state);
   if constexpr (step == GridStep::find_pixels) find_pixels(team, plan, state, arguments.phase);
-  if constexpr (step == GridStep::decide_pixels) decide_pixels(team, plan, state, arguments.phase);
-  if constexpr (step == GridStep::decide_corners) decide_corners(team, plan, state, arguments.phase);
+  if constexpr (step == GridStep::decide_pixels) decide_pixels<kSiteList>(team, plan, state, arguments.phase);
+  if constexpr (step == GridStep::decide_corners) decide_pixels<kCornerList>(team, plan, state, arguments.phase);
   if constexpr (step == GridStep::move_pixels) move_pixels(team, plan, state, arguments.phase);
   if constexpr (step == GridStep::write_labels) write_labels(team, plan, state, arguments.stride, labels);
 }

@@ -109,7 +109,7 @@ CAST_HOST_DEVICE inline void find_pixels(const Team& team, const ParallelPlan& p
   }
 }
 
-constexpr uint32_t kAtCorner = kStays + 1;  // codes of no move: to be decided by decide_corners,
+constexpr uint32_t kAtCorner = kStays + 1;  // codes of no move: to be decided with kCornerList,
 constexpr uint32_t kInside = kStays + 2;    // and beside no other superpixel
 
 // decide_pixel of seeds_phases.h: a direction, or a code. Most pixels touch one other superpixel alone and need no
@@ -157,16 +157,17 @@ CAST_HOST_DEVICE inline uint32_t decide_site(const State& state, const typename 
   return to;
 }
 
-template <bool kWide, bool kLoop, class Team, class State>
+template <bool kWide, ListName kFrom, class Team, class State>
 CAST_HOST_DEVICE inline void decide_list(const Team& team, const ParallelPlan& plan, const State& state,
                                          const Phase& phase) {
+  constexpr bool kLoop = kFrom == kCornerList;
   const int stride = label_stride<typename State::Label>(plan);
   const auto* const labels = pixel_labels(plan, state);
   const uint32_t num_bins = *state.num_bins;
-  const SiteList sites = list_of(state, kLoop ? kCornerList : kSiteList);
+  const SiteList sites = list_of(state, kFrom);
   const SiteList corners = list_of(state, kCornerList);
   const SiteList moves = list_of(state, kMoveList);
-  const auto count = static_cast<int>(*length_of(state, phase, kLoop ? kCornerList : kSiteList));
+  const auto count = static_cast<int>(*length_of(state, phase, kFrom));
   const auto warp = team.group().warp();
   for (int begin = warp.index() * warp.size(); begin < count; begin += warp.count() * warp.size()) {
     const int i = begin + warp.rank();
@@ -184,24 +185,15 @@ CAST_HOST_DEVICE inline void decide_list(const Team& team, const ParallelPlan& p
   }
 }
 
-// Decides on the listed pixels, but for those that touch several other superpixels.
-template <class Team, class State>
+// Decides on the pixels of a list: kSiteList, which leaves those that touch several other superpixels to kCornerList, or
+// that.
+template <ListName kFrom, class Team, class State>
 CAST_HOST_DEVICE inline void decide_pixels(const Team& team, const ParallelPlan& plan, const State& state,
                                            const Phase& phase) {
   if (plan.sweeps[phase.sweep].kind == kGrids) {
-    decide_list<true, false>(team, plan, state, phase);
+    decide_list<true, kFrom>(team, plan, state, phase);
   } else {
-    decide_list<false, false>(team, plan, state, phase);
-  }
-}
-
-template <class Team, class State>
-CAST_HOST_DEVICE inline void decide_corners(const Team& team, const ParallelPlan& plan, const State& state,
-                                            const Phase& phase) {
-  if (plan.sweeps[phase.sweep].kind == kGrids) {
-    decide_list<true, true>(team, plan, state, phase);
-  } else {
-    decide_list<false, true>(team, plan, state, phase);
+    decide_list<false, kFrom>(team, plan, state, phase);
   }
 }
 

@@ -13,7 +13,7 @@ CAST_HOST_DEVICE inline uint32_t start_image(Team& team, const ParallelPlan& pla
   reset(team, plan, state);
   team.barrier();
   quantise_fours(team, tables, image, plan.width, plan.height, plan.bins, plan.lab, state.used, state.joint,
-           label_stride<typename State::Label>(plan));
+                 label_stride<typename State::Label>(plan));
   team.barrier();
   const uint32_t num_bins = number_bins(team, state.used, plan.bins, state.partial);
   if (team.rank() == 0) *state.num_bins = num_bins;
@@ -67,9 +67,9 @@ CAST_HOST_DEVICE inline void label_image(Team& team, const ParallelPlan& plan, c
     const Phase phase{i / kPhases, i % kPhases};
     find_pixels(team, plan, state, phase);
     team.group().barrier();
-    decide_pixels(team, plan, state, phase);
+    decide_pixels<kSiteList>(team, plan, state, phase);
     team.group().barrier();
-    decide_corners(team, plan, state, phase);
+    decide_pixels<kCornerList>(team, plan, state, phase);
     team.barrier();
     move_pixels(team, plan, state, phase);
     team.barrier();

@@ -119,14 +119,11 @@ class Append {
   uint32_t places_[kLists];
 };
 
-// A warp of one thread.
+// Lanes of one thread: of a warp, what the cells ask for.
 struct OneThread {
   CAST_HOST_DEVICE int rank() const { return 0; }
   CAST_HOST_DEVICE int size() const { return 1; }
   CAST_HOST_DEVICE void sync() const {}
-  CAST_HOST_DEVICE uint32_t ballot(bool bit) const { return bit ? 1 : 0; }
-  CAST_HOST_DEVICE uint32_t match(uint32_t) const { return 1; }
-  CAST_HOST_DEVICE uint32_t take(uint32_t word, int) const { return word; }
   template <class Value>
   CAST_HOST_DEVICE Value sum(Value value) const {
     return value;

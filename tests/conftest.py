@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 from types import SimpleNamespace
 
+import processes
 import pytest
 import torch
 
@@ -83,10 +84,8 @@ def one_thread():
 
 @pytest.fixture
 def heeded():
-    """Signals as they are by default: under ``nohup`` SIGHUP is ignored, in the background SIGINT, and stays so."""
-    default = dict.fromkeys([signal.SIGTERM, signal.SIGHUP], signal.SIG_DFL)
-    default[signal.SIGINT] = signal.default_int_handler
-    before = {number: signal.signal(number, handler) for number, handler in default.items()}
+    """Signals as they are by default, whatever pytest was started with."""
+    before = {number: signal.signal(number, handler) for number, handler in processes.HANDLERS.items()}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -24,6 +24,11 @@ multiprocessing.set_forkserver_preload(
 )
 CONTEXT = multiprocessing.get_context("forkserver")
 STREAMS = ("stdin", "stdout", "stderr")
+HANDLERS = {  # by default; under `nohup` SIGHUP is ignored, in the background SIGINT
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
+}
 
 
 def start(function, *arguments, folder, closed=()):
@@ -67,8 +72,7 @@ def _enter(function, arguments, folder, closed):
         if name in closed:
             os.close(number)
             setattr(sys, name, None)  # as Python finds it at its start
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in (signal.SIGTERM, signal.SIGHUP):  # which `nohup pytest` has ignored
-        signal.signal(number, signal.SIG_DFL)
+    for number, handler in HANDLERS.items():
+        signal.signal(number, handler)
     torch.set_num_threads(1)
     function(*arguments)
